@@ -1,0 +1,28 @@
+"""How a model is scored."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from lib.config.base import Frozen, Number
+
+
+class EvalConfig(Frozen):
+    """Greedy generation with a verifier, and held-out loss."""
+
+    verifier: Literal["last_number", "exact"] = "last_number"
+    """Name of the reward in lib/rewards/catalogue.py that compares an answer with the row's `answer`."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    max_rows: int = Field(default=512, ge=1)
+    """Rows of the evaluation set that are used, from its start."""
+    confidence: Number = Field(default=0.95, gt=0.0, lt=1.0)
+    """Level of the intervals."""
+    num_samples_shown: int = Field(default=8, ge=0, le=100)
+    """Sample answers shown in the deck."""
+    engines: int = Field(default=1, ge=1)
+    """vLLM engines (Ray actors) that share the prompts."""
+    engine_threads: int = Field(default=2, ge=1)
+    """Compute threads of an engine on CPU."""
+    kv_cache_gib: Number = Field(default=1.0, gt=0.0)
+    """Memory of an engine's key-value cache on CPU."""
+    deadline_seconds: Number = Field(default=1800.0, gt=0.0)

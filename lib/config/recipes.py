@@ -1,0 +1,61 @@
+"""The whole configuration of a recipe, and the job it becomes once the plain inputs are added."""
+
+from pydantic import Field, model_validator
+
+from lib.config.base import Frozen, Number
+from lib.config.data import DataConfig
+from lib.config.evaluation import EvalConfig
+from lib.config.model import ModelConfig
+from lib.config.optim import OptimConfig
+from lib.config.parallel import ClusterConfig, ClusterShape
+from lib.config.train import TrackingConfig, TrainConfig
+
+
+class SftConfig(Frozen):
+    """Supervised fine-tuning: all but the knobs that are plain inputs of the workflow."""
+
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+
+class SftJob(Frozen):
+    """A complete, checked training job: `SftConfig` and the workflow's plain inputs."""
+
+    learning_rate: Number = Field(gt=0.0, le=1.0)
+    """Peak of the schedule."""
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    sequence_length: int = Field(ge=8)
+    """Tokens in a packed row."""
+    nodes: int = Field(ge=1)
+    gpus_per_node: int = Field(ge=0, le=16)
+    """0 trains on CPU with `config.cluster.cpu_ranks_per_node` ranks."""
+    config: SftConfig = Field(default_factory=SftConfig)
+
+    @property
+    def shape(self) -> ClusterShape:
+        cluster = self.config.cluster
+        return ClusterShape(
+            nodes=self.nodes,
+            gpus_per_node=self.gpus_per_node,
+            ranks_per_node=self.gpus_per_node or cluster.cpu_ranks_per_node,
+            threads_per_rank=cluster.threads_per_rank,
+        )
+
+    @model_validator(mode="after")
+    def _ranks_share_evenly(self) -> "SftJob":
+        ranks, data, train = self.shape.num_ranks, self.config.data, self.config.train
+        if data.num_streams % ranks:
+            raise ValueError(f"config.data.num_streams ({data.num_streams}) is not a multiple of the {ranks} ranks")
+        if train.rows_per_step % (ranks * train.rows_per_micro_batch):
+            raise ValueError(
+                f"config.train.rows_per_step ({train.rows_per_step}) is not a multiple of {ranks} ranks x "
+                f"{train.rows_per_micro_batch} rows_per_micro_batch"
+            )
+        if self.config.optim.warmup_steps >= self.steps:
+            raise ValueError(f"config.optim.warmup_steps ({self.config.optim.warmup_steps}) is not below steps ({self.steps})")
+        return self

@@ -1,0 +1,39 @@
+"""One training run: batches, checkpoints, tracking."""
+
+from pydantic import Field, model_validator
+
+from lib.config.base import Frozen, Number
+
+
+class TrainConfig(Frozen):
+    """Batch shape, checkpoints and deadlines."""
+
+    seed: int = Field(default=0, ge=0)
+    rows_per_step: int = Field(default=2, ge=1)
+    """Packed rows in the global batch of an optimizer step, over all ranks and micro-batches."""
+    rows_per_micro_batch: int = Field(default=1, ge=1)
+    """Packed rows a rank takes in one forward pass; the rest of its share is accumulated."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints kept in the run folder; older ones go only after a newer one is published."""
+    max_restarts: int = Field(default=3, ge=0)
+    """Times the workers are started again from the last checkpoint after one has died."""
+    step_deadline_seconds: Number = Field(default=1800.0, gt=0.0)
+    """A step that takes longer ends the run as an infrastructure error."""
+
+    @model_validator(mode="after")
+    def _micro_batches_fit(self) -> "TrainConfig":
+        if self.rows_per_step % self.rows_per_micro_batch:
+            raise ValueError(
+                f"rows_per_step ({self.rows_per_step}) is not a multiple of rows_per_micro_batch ({self.rows_per_micro_batch})"
+            )
+        return self
+
+
+class TrackingConfig(Frozen):
+    """Where metrics go beside the run folder's metrics.jsonl."""
+
+    mlflow: bool = True
+    experiment: str = Field(default="postflyte", min_length=1, max_length=128)
+    """Name of the MLflow experiment."""
