@@ -1,0 +1,147 @@
+"""Cross-entropy of a language-model head that never holds more than a chunk of logits.
+
+Three things make it small and fast. Positions without a target are dropped before the projection. The rest is projected
+a chunk of tokens at a time. And the gradients are computed in the forward pass, while a chunk's logits exist, so that
+nothing is kept and nothing is projected twice; the backward pass only scales them.
+
+Letters: N trained tokens, D model, V vocabulary, C tokens of a chunk. The softmax runs over a few rows at a time, so
+that its four passes over them stay in the processor's cache. Statistics and the weight's gradient are float32 whatever
+the dtype of the inputs (float64 for float64 inputs).
+"""
+
+from typing import Any
+
+import torch
+
+from lib.losses.types import IGNORE_INDEX, LossSum
+
+_CACHE_ELEMENTS = 1 << 19
+"""Logits that go through the softmax together on CPU: 2 MiB of float32, which a core's cache holds."""
+_VOCAB_TILE = 1 << 14
+"""Vocabulary rows of a low-precision gradient product; bounds the temporary that is added to the accumulator."""
+
+
+def cross_entropy_sum(
+    hidden: torch.Tensor, head_weight_VD: torch.Tensor, labels: torch.Tensor, chunk_tokens: int
+) -> LossSum:
+    """Sum of `-log softmax(hidden @ head_weight.T)[label]` over the positions that have a label.
+
+    Shapes: hidden [..., D]; head_weight_VD [V, D], of the same dtype; labels [...] int64, IGNORE_INDEX where no loss.
+    Returns: total, count, and `num_correct` (targets that have the greatest logit). The result can be differentiated
+        once with respect to hidden and head_weight_VD.
+    Raises:
+        ValueError: a label is outside [0, V), or shapes or chunk_tokens don't fit.
+    """
+    hidden_ND, labels_N = _trained(hidden, head_weight_VD, labels, chunk_tokens)
+    total, num_correct = _ChunkedCrossEntropy.apply(hidden_ND, head_weight_VD, labels_N, chunk_tokens)
+    return LossSum(total=total, num_tokens=labels_N.numel(), metrics={"num_correct": num_correct})
+
+
+@torch.no_grad()
+def token_logprobs(hidden: torch.Tensor, head_weight_VD: torch.Tensor, labels: torch.Tensor, chunk_tokens: int) -> torch.Tensor:
+    """[N] log-probabilities of the labels that are not IGNORE_INDEX, in order, without gradients.
+
+    Shapes and errors as in `cross_entropy_sum`.
+    """
+    hidden_ND, labels_N = _trained(hidden, head_weight_VD, labels, chunk_tokens)
+    pieces = [torch.zeros(0, dtype=_statistics_dtype(hidden.dtype), device=hidden.device)]
+    for start in range(0, labels_N.numel(), chunk_tokens):
+        logits_CV = hidden_ND[start : start + chunk_tokens] @ head_weight_VD.T
+        nll_C, _ = _softmax_minus_one_hot(logits_CV, labels_N[start : start + chunk_tokens], want_grad=False)
+        pieces.append(-nll_C)
+    return torch.cat(pieces)
+
+
+def _trained(
+    hidden: torch.Tensor, head_weight_VD: torch.Tensor, labels: torch.Tensor, chunk_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The positions that have a label: hidden [N, D], labels [N]. Selected, so that a NaN elsewhere can't get in."""
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
+    if hidden.shape[:-1] != labels.shape or hidden.shape[-1] != head_weight_VD.shape[1]:
+        raise ValueError(f"hidden {list(hidden.shape)}, weight {list(head_weight_VD.shape)}, labels {list(labels.shape)} don't fit")
+    labels_T = labels.reshape(-1)
+    kept_N = (labels_T != IGNORE_INDEX).nonzero().squeeze(-1)
+    labels_N = labels_T[kept_N]
+    if labels_N.numel() and (int(labels_N.min()) < 0 or int(labels_N.max()) >= head_weight_VD.shape[0]):
+        raise ValueError(f"labels span {int(labels_N.min())}..{int(labels_N.max())}, the vocabulary is {head_weight_VD.shape[0]}")
+    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, kept_N), labels_N
+
+
+def _statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _softmax_minus_one_hot(
+    logits_CV: torch.Tensor, labels_C: torch.Tensor, *, want_grad: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log-likelihood [C] and whether the label has the greatest logit [C].
+
+    Overwrites logits_CV: with the gradient of the negative log-likelihood with respect to it if `want_grad`.
+    """
+    dtype = _statistics_dtype(logits_CV.dtype)
+    num_tokens, vocab_size = logits_CV.shape
+    nll_C = torch.empty(num_tokens, dtype=dtype, device=logits_CV.device)
+    correct_C = torch.empty(num_tokens, dtype=torch.bool, device=logits_CV.device)
+    rows = num_tokens if logits_CV.is_cuda else max(1, _CACHE_ELEMENTS // vocab_size)
+    for start in range(0, num_tokens, rows):
+        part = slice(start, start + rows)
+        label_R1 = labels_C[part, None]
+        values_RV = logits_CV[part].to(dtype)
+        greatest_R1 = values_RV.amax(-1, keepdim=True)
+        target_R1 = values_RV.gather(-1, label_R1)
+        exp_RV = values_RV.sub_(greatest_R1).exp_()
+        sum_R1 = exp_RV.sum(-1, keepdim=True)
+        nll_C[part] = (sum_R1.log() + greatest_R1 - target_R1).squeeze(-1)
+        correct_C[part] = (target_R1 == greatest_R1).squeeze(-1)
+        if want_grad:
+            grad_RV = exp_RV.div_(sum_R1)
+            grad_RV.scatter_add_(-1, label_R1, torch.full_like(sum_R1, -1.0))
+            if logits_CV.dtype != dtype:
+                logits_CV[part].copy_(grad_RV)
+    return nll_C, correct_C
+
+
+def _accumulate_weight_grad(grad_VD: torch.Tensor, grad_logits_CV: torch.Tensor, hidden_CD: torch.Tensor) -> None:
+    """grad_VD += grad_logits_CV.T @ hidden_CD, with the sum over chunks in grad_VD's dtype."""
+    if grad_VD.dtype == hidden_CD.dtype:
+        grad_VD.addmm_(grad_logits_CV.T, hidden_CD)
+        return
+    for start in range(0, grad_VD.shape[0], _VOCAB_TILE):
+        tile = slice(start, start + _VOCAB_TILE)
+        grad_VD[tile].add_(grad_logits_CV[:, tile].T @ hidden_CD)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of the negative log-likelihoods, with both gradients made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, chunk_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = _statistics_dtype(hidden_ND.dtype)
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=dtype) if wants_weight else None
+        nll_N = torch.empty(labels_N.numel(), dtype=dtype, device=hidden_ND.device)
+        num_correct = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
+        for start in range(0, labels_N.numel(), chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            logits_CV = hidden_ND[part] @ weight_VD.T
+            nll_N[part], correct_C = _softmax_minus_one_hot(logits_CV, labels_N[part], want_grad=wants_hidden or wants_weight)
+            num_correct += correct_C.sum()
+            if grad_hidden_ND is not None:
+                torch.mm(logits_CV, weight_VD, out=grad_hidden_ND[part])
+            if grad_weight_VD is not None:
+                _accumulate_weight_grad(grad_weight_VD, logits_CV, hidden_ND[part])
+        ctx.grads = (grad_hidden_ND, grad_weight_VD)
+        ctx.mark_non_differentiable(num_correct)
+        # Added up in float64, so that the sum doesn't depend on how many tokens come together.
+        return nll_N.sum(dtype=torch.float64).to(dtype), num_correct
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+        if ctx.grads is None:
+            raise RuntimeError("this loss can be differentiated only once: its gradients are made in the forward pass")
+        grads, ctx.grads = ctx.grads, None
+        return (*(None if grad is None else grad.mul_(upstream[0].to(grad.dtype)) for grad in grads), None, None)
