@@ -81,7 +81,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise ArtifactCorruptError(f"{folder}: no {MANIFEST_NAME}, so not an artifact of Postflyte (or half a copy)")
-    return Manifest.from_json(path.read_text(encoding="utf-8"), where=str(path))
+    return Manifest.from_json(path.read_text(encoding="utf-8", errors="replace"), where=str(path))
 
 
 def verify(folder: Path, kind: str | None = None) -> Manifest:

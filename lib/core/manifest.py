@@ -60,7 +60,10 @@ class Manifest:
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT_VERSION, "digest": self.digest, **asdict(self)}, indent=1, sort_keys=True)
+        """The manifest's text, with the digest of the content and a checksum of everything."""
+        body = asdict(self)
+        marks = {"format": FORMAT_VERSION, "digest": self.digest, "checksum": digest_of(body)}
+        return json.dumps({**marks, **body}, indent=1, sort_keys=True)
 
     @staticmethod
     def from_json(text: str, *, where: str) -> "Manifest":
@@ -73,16 +76,13 @@ class Manifest:
             raw = json.loads(text)
             if raw.pop("format") != FORMAT_VERSION:
                 raise ValueError(f"this version reads format {FORMAT_VERSION} only")
-            recorded = raw.pop("digest")
+            recorded, checksum = raw.pop("digest"), raw.pop("checksum")
             raw["files"] = tuple(FileEntry(**entry) for entry in raw["files"])
             manifest = Manifest(**raw)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactCorruptError(f"{where}: not a readable manifest ({error}); make the artifact again") from error
-        if manifest.digest != recorded:
-            raise ArtifactCorruptError(
-                f"{where}: the manifest records digest {recorded[:12]} but its content gives {manifest.digest[:12]}; "
-                "it was altered after it was written; make the artifact again"
-            )
+        if (manifest.digest, digest_of(asdict(manifest))) != (recorded, checksum) or manifest.to_json() != text:
+            raise ArtifactCorruptError(f"{where}: was altered after it was written; make the artifact again")
         return manifest
 
 
