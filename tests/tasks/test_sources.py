@@ -1,0 +1,65 @@
+"""What users bring is keyed by content, and what isn't there is refused with its path."""
+
+from pathlib import Path
+
+import pytest
+from flytekit import FlyteContextManager
+from flytekit.core.data_persistence import FileAccessProvider
+from flytekit.core.type_engine import TypeEngine
+
+from lib.core.errors import UserError
+from tasks.sources import ModelSource, ModelSourceFolder, RawData, RawDataSource
+
+
+def test_the_key_is_the_content_and_not_the_place(tmp_path: Path) -> None:
+    """Same bytes elsewhere: same key; edited in place: another key."""
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one.write_text("a")
+    two.write_text("a")
+    key = RawDataSource(str(one)).content_hash()
+    assert RawDataSource(str(two)).content_hash() == key
+    one.write_text("b")
+    assert RawDataSource(str(one)).content_hash() != key
+
+
+def test_a_folder_counts_names_and_contents_but_not_hidden_files(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    key = RawDataSource(str(tmp_path)).content_hash()
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "x").write_text("2")
+    assert RawDataSource(str(tmp_path)).content_hash() == key
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert RawDataSource(str(tmp_path)).content_hash() != key
+
+
+@pytest.mark.parametrize("case", ["missing", "empty file", "empty folder", "folder of empty files", "file for a model"])
+def test_what_is_not_there_is_refused_with_its_path(tmp_path: Path, case: str) -> None:
+    path, python_type = tmp_path / "given", RawData
+    if case == "empty file":
+        path.touch()
+    elif case == "empty folder":
+        path.mkdir()
+    elif case == "folder of empty files":
+        path.mkdir()
+        (path / "a.jsonl").touch()
+    elif case == "file for a model":
+        path.write_text("x")
+        python_type = ModelSource
+    with pytest.raises(UserError, match=f"{path}: .*expected"):
+        TypeEngine.to_literal(
+            FlyteContextManager.current_context(), str(path), python_type, TypeEngine.to_literal_type(python_type)
+        )
+
+
+def test_a_local_folder_reaches_a_cluster_through_the_object_store(fresh_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    access = FileAccessProvider(str(tmp_path / "sandbox"), "memory://bucket")
+    builder = FlyteContextManager.current_context().with_file_access(access)
+    with FlyteContextManager.with_context(builder) as ctx:
+        lit = TypeEngine.to_literal(ctx, str(tmp_path / "model"), ModelSource, TypeEngine.to_literal_type(ModelSource))
+        assert lit.scalar.primitive.string_value.startswith("memory://")
+        source = TypeEngine.to_python_value(ctx, lit, ModelSource)
+        assert (source.open() / "config.json").read_text() == "{}"
+        with pytest.raises(UserError, match="nothing there"):
+            ModelSourceFolder("memory://bucket/other").open()
