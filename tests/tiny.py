@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -56,4 +59,35 @@ def tiny_tokenizer(folder: Path, *, template: str = CHATML_TEMPLATE, pad_token: 
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1, sort_keys=True), encoding="utf-8")
+    return folder
+
+
+def tiny_model(folder: Path, *, seed: int = 0, dtype: str = "bfloat16", max_shard_size: str = "5GB", **overrides: Any) -> Path:
+    """Write a random Llama (2 layers, grouped heads, tied, the tiny tokenizer's vocabulary) as a Hugging Face folder.
+
+    All weights are random, norms and biases too. `overrides` are fields of LlamaConfig; the same arguments give the same bytes.
+    """
+    numbers: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
+    tiny_tokenizer(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(**(numbers | overrides)))
+        for name, parameter in model.named_parameters():
+            spread = torch.randn_like(parameter) * (0.1 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
+            parameter.data = spread + 1.0 if "norm" in name else spread
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder

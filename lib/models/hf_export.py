@@ -1,0 +1,118 @@
+"""Writing a Hugging Face checkpoint folder that transformers and vLLM open."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from lib.models.hf_io import INDEX_FILE, SINGLE_FILE, CheckpointReader, read_json
+from lib.tokens.tokenizer import Tokenizer
+
+COPIED_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
+    *("vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json", "LICENSE", "LICENSE.txt"),
+)
+"""Files taken over byte for byte where the source folder has them; anything else (code above all) stays behind."""
+
+
+def write_hf_folder(
+    out: Path,
+    named_tensors: Iterable[tuple[str, torch.Tensor]],
+    source_folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 4 << 30,
+) -> None:
+    """Write weights, config and tokenizer.
+
+    Args:
+        out: an existing folder, empty of model files.
+        named_tensors: (name in the checkpoint, full tensor); taken one at a time, at most one shard is in memory.
+        source_folder: the model that was trained; its config and tokenizer are taken over.
+        dtype: of all tensors; None stores each as the source folder does.
+        max_shard_bytes: a file holds at most this, or a single larger tensor.
+    """
+    reader = CheckpointReader(source_folder)
+    stored = ((name, _to_store(tensor, dtype or reader.dtype(name))) for name, tensor in named_tensors)
+    dtypes = _write_shards(out, stored, max_shard_bytes)
+    for name in COPIED_FILES:
+        if (source_folder / name).is_file():
+            shutil.copyfile(source_folder / name, out / name)
+    _write_configs(out, source_folder, dtypes)
+
+
+def _to_store(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+
+
+def _write_shards(out: Path, tensors: Iterator[tuple[str, torch.Tensor]], max_shard_bytes: int) -> set[torch.dtype]:
+    """Fill shard after shard; the number of shards is known, and the files get their names, at the end."""
+    shard: dict[str, torch.Tensor] = {}
+    shards: list[list[str]] = []
+    size_bytes = total_bytes = total_parameters = 0
+    dtypes: set[torch.dtype] = set()
+
+    def flush() -> None:
+        save_file(shard, out / f"shard-{len(shards):05d}.part", metadata={"format": "pt"})
+        shards.append(sorted(shard))
+        shard.clear()
+
+    for name, tensor in tensors:
+        if shard and size_bytes + tensor.nbytes > max_shard_bytes:
+            flush()
+            size_bytes = 0
+        shard[name] = tensor
+        size_bytes, total_bytes = size_bytes + tensor.nbytes, total_bytes + tensor.nbytes
+        total_parameters += tensor.numel()
+        dtypes.add(tensor.dtype)
+    flush()
+    _name_shards(out, shards, {"total_parameters": total_parameters, "total_size": total_bytes})
+    return dtypes
+
+
+def _name_shards(out: Path, shards: list[list[str]], totals: dict[str, int]) -> None:
+    weight_map = {}
+    for number, names in enumerate(shards):
+        file_name = SINGLE_FILE if len(shards) == 1 else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        os.rename(out / f"shard-{number:05d}.part", out / file_name)
+        weight_map.update(dict.fromkeys(names, file_name))
+    if len(shards) > 1:
+        _write_json(out / INDEX_FILE, {"metadata": totals, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _write_configs(out: Path, source_folder: Path, dtypes: set[torch.dtype]) -> None:
+    """Take over config and generation config, with the dtype written and the end-of-turn tokens of the tokenizer."""
+    ends = _stop_and_pad(source_folder)
+    config = read_json(source_folder / "config.json")
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(
+        max(dtypes, key=lambda dtype: dtype.itemsize)
+    ).removeprefix("torch.")
+    _write_json(out / "config.json", config | _aligned(config, ends))
+    if (source_folder / "generation_config.json").is_file():
+        generation = read_json(source_folder / "generation_config.json")
+        _write_json(out / "generation_config.json", generation | _aligned(generation, ends))
+
+
+def _stop_and_pad(folder: Path) -> tuple[list[int], int] | None:
+    """The tokenizer's stop ids and padding id; None where the folder has no tokenizer."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    tokenizer = Tokenizer.load(folder)
+    return sorted(tokenizer.stop_ids), tokenizer.pad_id
+
+
+def _aligned(config: dict[str, Any], ends: tuple[list[int], int] | None) -> dict[str, Any]:
+    """Token ids so that generation stops where training taught it to, and padding is not a stop token."""
+    if ends is None:
+        return {}
+    stops, pad = ends
+    return {"eos_token_id": stops[0] if len(stops) == 1 else stops, "pad_token_id": None if pad in stops else pad}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

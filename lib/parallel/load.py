@@ -1,0 +1,67 @@
+"""Weights between a checkpoint folder and a sharded module: each rank reads only its own pieces."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from lib.models.decoder import Decoder
+from lib.models.families import family_of_spec
+from lib.models.hf_io import CheckpointReader, checked_names, read_spec
+
+
+def load_sharded(module: nn.Module, folder: Path, device: torch.device | str = "cpu") -> int:
+    """Materialise a sharded module on `device` and fill this rank's float32 pieces.
+
+    Args:
+        module: holds one Decoder, sharded by `shard_model`; on the meta device or not.
+        folder: a checkpoint folder with the decoder's spec.
+    Returns:
+        Bytes of tensor data read by this rank.
+    Raises:
+        ModelError: the folder doesn't hold exactly the decoder's weights.
+    """
+    decoder = decoder_of(module)
+    family, spec = read_spec(folder)
+    assert spec == decoder.spec, f"{folder}: config gives {spec}, the decoder was built for {decoder.spec}"
+    reader = CheckpointReader(folder)
+    names = checked_names(reader, family, spec)
+    module.to_empty(device=device)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            piece = reader.get_slice(names[name], _local_slices(parameter))
+            _local(parameter).copy_(piece)
+    return reader.bytes_read
+
+
+def full_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(checkpoint name, whole float32 tensor) of each parameter, one at a time; every rank must iterate to the end.
+
+    The tensors are the same on all ranks; keep only what rank 0 writes.
+    """
+    decoder = decoder_of(module)
+    names = family_of_spec(decoder.spec).hf_names(decoder.spec)
+    for name, parameter in decoder.named_parameters():
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        yield names[name], whole.detach()
+
+
+def decoder_of(module: nn.Module) -> Decoder:
+    """The one Decoder in a module; names of its parameters don't depend on what is wrapped around it."""
+    found = [part for part in module.modules() if isinstance(part, Decoder)]
+    assert len(found) == 1, f"expected one Decoder in {type(module).__name__}, found {len(found)}"
+    return found[0]
+
+
+def _local_slices(parameter: torch.Tensor) -> tuple[slice, ...]:
+    if not isinstance(parameter, DTensor):
+        return tuple(slice(0, size) for size in parameter.shape)
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return tuple(slice(start, start + size) for start, size in zip(offset, shape))
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
