@@ -1,0 +1,279 @@
+"""Checkpoints of a run: each rank writes its part in the background, rank 0 publishes when all parts are there.
+
+    checkpoints/step-00000050/    an artifact of kind "train_state"
+        state-00000-of-00002.safetensors   a rank's tensors; the header tells which box of the whole each one is
+        values-00000-of-00002.json         a rank's plain values: data position, random generators, counters
+        train_state.json                   step, number of ranks, identity of the run
+
+A checkpoint is there whole or not at all, and an older one goes only after a newer one is there. Parts go through the
+file system, so on several nodes the run folder must be a shared one.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lib.core.artifact import STAGING_PREFIX, Staged, fsync_path, publish, verify, write_durably
+from lib.core.errors import ArtifactCorruptError, InfraError
+from lib.core.manifest import Json, canonical_json, file_sha256
+from lib.train.state import Fetch, Piece, TrainState
+
+KIND = "train_state"
+FACTS_NAME = "train_state.json"
+_PREFIX = "step-"
+_LOGGER = logging.getLogger(__name__)
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""(offset, shape) of a piece in the whole tensor."""
+
+
+def checkpoint_folder(root: Path, step: int) -> Path:
+    return root / f"{_PREFIX}{step:08d}"
+
+
+def published_steps(root: Path) -> list[int]:
+    """Steps that have a published checkpoint, the newest first (see `latest_valid` for whether it can be believed)."""
+    return sorted((int(path.name.removeprefix(_PREFIX)) for path in root.glob(f"{_PREFIX}*") if path.is_dir()), reverse=True)
+
+
+def latest_valid(root: Path) -> int | None:
+    """Step of the newest checkpoint whose every byte is as it was written; None if there is none.
+
+    A damaged one is reported in the log and renamed to `damaged-…`, out of the way of the run that writes it again. Call
+    only while holding the run folder's lock.
+    """
+    for step in published_steps(root):
+        folder = checkpoint_folder(root, step)
+        try:
+            verify(folder, KIND)
+        except ArtifactCorruptError as error:
+            _LOGGER.warning("checkpoint of step %d can't be used, going back to the one before: %s", step, error)
+            aside = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(folder, aside)
+        else:
+            return step
+    return None
+
+
+def read_facts(folder: Path) -> Json:
+    """Contents of train_state.json: step, num_ranks, and what the run stored beside them."""
+    facts: Json = json.loads((folder / FACTS_NAME).read_text(encoding="utf-8"))
+    return facts
+
+
+class CheckpointStore:
+    """One rank's view of a run's checkpoints.
+
+    A save takes three moves, so that the step waits for none of them: `save_async` copies the state and begins to write;
+    `part_written` turns true; once it is true on every rank (which the ranks tell each other in a collective that they
+    make anyway), all call `all_parts_written`, and rank 0 publishes, again in the background.
+    """
+
+    def __init__(self, root: Path, *, keep: int, rank: int, num_ranks: int, attempt: int = 0) -> None:
+        """attempt: number of this start of the run; keeps its half-written files apart from those of a start before."""
+        self.root, self._keep, self._rank, self._num_ranks, self._attempt = root, keep, rank, num_ranks, attempt
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._publishing: Future[None] | None = None
+        self._step = 0
+        root.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def pending(self) -> bool:
+        """A save has begun and `all_parts_written` hasn't been called for it."""
+        return self._writing is not None
+
+    def save_async(self, step: int, state: TrainState, facts: Json) -> None:
+        """Copy the state and write this rank's part in the background; the save before must have been finished."""
+        assert self._writing is None, "the checkpoint before is not finished"
+        pieces = {name: _copied(piece) for name, piece in state.pieces().items()}
+        values = state.values()
+        self._step = step
+        facts = {**facts, "step": step, "num_ranks": self._num_ranks}
+        self._writing = self._writer.submit(self._write_part, self._staging(step), pieces, values, facts)
+
+    def part_written(self) -> bool:
+        """This rank's part of the pending save is on the disk.
+
+        Raises:
+            InfraError: writing it, or publishing an earlier one, failed; names the path and the remedy.
+        """
+        self._raise_failure_of_publishing(wait=False)
+        if self._writing is None or not self._writing.done():
+            return False
+        self._writing.result()
+        return True
+
+    def wait_for_part(self) -> None:
+        """Wait until `part_written`. Raises as it does."""
+        if self._writing is not None:
+            self._writing.result()
+
+    def all_parts_written(self, *, before_publishing: Callable[[], None] | None = None) -> None:
+        """Every rank's part is on the disk: rank 0 publishes the checkpoint in the background."""
+        assert self._writing is not None and self._writing.done()
+        self._writing = None
+        if self._rank == 0:
+            self._raise_failure_of_publishing(wait=True)
+            self._publishing = self._writer.submit(self._publish, self._step, before_publishing)
+
+    def wait_until_published(self) -> None:
+        """On rank 0: wait for the publishing under way. Raises InfraError when it failed."""
+        self._raise_failure_of_publishing(wait=True)
+
+    def close(self) -> None:
+        self._writer.shutdown(wait=True, cancel_futures=True)
+
+    def _staging(self, step: int) -> Path:
+        return self.root / f"{STAGING_PREFIX}{_PREFIX}{step:08d}-{self._attempt}"
+
+    def _raise_failure_of_publishing(self, *, wait: bool) -> None:
+        if self._publishing is not None and (wait or self._publishing.done()):
+            self._publishing.result()
+            self._publishing = None
+
+    def _write_part(self, staging: Path, pieces: dict[str, Piece], values: Json, facts: Json) -> None:
+        try:
+            write_part(staging, pieces, values, rank=self._rank, num_ranks=self._num_ranks)
+            if self._rank == 0:
+                write_durably(staging / FACTS_NAME, canonical_json(facts))
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise self._failure(staging, error) from error
+
+    def _publish(self, step: int, before_publishing: Callable[[], None] | None) -> None:
+        staging, target = self._staging(step), checkpoint_folder(self.root, step)
+        try:
+            if before_publishing is not None:
+                before_publishing()
+            publish(_staged(staging, step, self._num_ranks), target, KIND)
+            for old in published_steps(self.root)[self._keep :]:
+                _remove(checkpoint_folder(self.root, old))
+        except OSError as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise self._failure(target, error) from error
+
+    def _failure(self, path: Path, error: Exception) -> InfraError:
+        return InfraError(
+            f"{path}: can't write the checkpoint of step {self._step}: {error}. Free disk space there (or choose another "
+            "POSTFLYTE_HOME) and run again: it goes on from the last published checkpoint, which is untouched"
+        )
+
+
+def write_part(staging: Path, pieces: dict[str, Piece], values: Json, *, rank: int, num_ranks: int) -> None:
+    """Write one rank's two files into `staging` and flush them to the disk."""
+    staging.mkdir(parents=True, exist_ok=True)
+    boxes = {name: {"shape": piece.shape, "offset": piece.offset} for name, piece in pieces.items()}
+    tensors_path = staging / _part_name("state", rank, num_ranks, "safetensors")
+    save_file({name: piece.local for name, piece in pieces.items()}, tensors_path, metadata={"boxes": canonical_json(boxes)})
+    fsync_path(tensors_path)
+    record = {"sha256": file_sha256(tensors_path), "values": values}
+    write_durably(staging / _part_name("values", rank, num_ranks, "json"), canonical_json(record))
+
+
+def load_state(folder: Path, state: TrainState, *, rank: int, num_ranks: int) -> Json:
+    """Take over a checkpoint's state as rank `rank` of `num_ranks`, which may differ from the number that saved it.
+
+    `folder` must have been verified. Each rank reads only what its pieces cover. Returns train_state.json.
+
+    Raises:
+        ArtifactCorruptError: a tensor that the run needs isn't there, or its parts leave a hole.
+    """
+    facts = read_facts(folder)
+    saved_ranks = range(facts["num_ranks"])
+    values_paths = [folder / _part_name("values", r, len(saved_ranks), "json") for r in saved_ranks]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in values_paths]
+    paths = [folder / _part_name("state", r, len(saved_ranks), "safetensors") for r in saved_ranks]
+    if len(saved_ranks) == num_ranks:
+        paths.insert(0, paths.pop(rank))  # its own part first: it holds all that this rank needs
+    reader = _PartsReader(paths)
+    try:
+        state.load(reader.fetch, [record["values"] for record in records], rank=rank, num_ranks=num_ranks)
+    finally:
+        reader.close()
+    return facts
+
+
+class _PartsReader:
+    """Boxes of whole tensors, put together from the parts of all ranks."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+        self._open: dict[Path, tuple[Any, dict[str, Box]]] = {}
+
+    def close(self) -> None:
+        for stream, _ in self._open.values():
+            stream.__exit__(None, None, None)
+        self._open = {}
+
+    def _part(self, path: Path) -> tuple[Any, dict[str, Box]]:
+        if path not in self._open:
+            stream = safe_open(path, framework="pt").__enter__()
+            placed = json.loads(stream.metadata()["boxes"])
+            boxes = {
+                name: (tuple(placed[name]["offset"]), tuple(stream.get_slice(name).get_shape())) for name in stream.keys()  # noqa: SIM118
+            }
+            self._open[path] = (stream, boxes)
+        return self._open[path]
+
+    def fetch(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
+        """The box at `offset` with `shape`. Parts are cut along the first dimension only."""
+        first, num_rows = (offset[0], shape[0]) if shape else (0, 1)
+        pieces: list[torch.Tensor] = []
+        have = 0
+        while have < num_rows or not pieces:
+            found = self._rows(name, first + have, num_rows - have, whole_row=shape[1:])
+            if found is None:
+                raise ArtifactCorruptError(f"{self._paths[0].parent}: no part holds row {first + have} of {name!r}; save it again")
+            pieces.append(found)
+            have += found.shape[0] if shape else 1
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+    def _rows(self, name: str, first: int, num_rows: int, *, whole_row: tuple[int, ...]) -> torch.Tensor | None:
+        """As many of the rows from `first` on as one part holds; None if no part holds row `first`."""
+        for path in self._paths:
+            stream, boxes = self._part(path)
+            if name not in boxes:
+                continue
+            offset, shape = boxes[name]
+            if not shape:
+                return stream.get_tensor(name)  # type: ignore[no-any-return]
+            assert shape[1:] == whole_row and not any(offset[1:]), f"{name} is cut along more than its first dimension"
+            begin = first - offset[0]
+            if 0 <= begin < shape[0] or (num_rows == 0 and begin >= 0):
+                return stream.get_slice(name)[begin : begin + num_rows]  # type: ignore[no-any-return]
+        return None
+
+
+def _part_name(kind: str, rank: int, num_ranks: int, suffix: str) -> str:
+    return f"{kind}-{rank:05d}-of-{num_ranks:05d}.{suffix}"
+
+
+def _copied(piece: Piece) -> Piece:
+    return Piece(piece.local.detach().to("cpu", copy=True).contiguous(), piece.shape, piece.offset)
+
+
+def _staged(staging: Path, step: int, num_ranks: int) -> Staged:
+    staged = Staged(staging, meta={"step": step, "num_ranks": num_ranks})
+    for rank in range(num_ranks):
+        record = json.loads((staging / _part_name("values", rank, num_ranks, "json")).read_text(encoding="utf-8"))
+        staged.known_sha256[_part_name("state", rank, num_ranks, "safetensors")] = record["sha256"]
+    return staged
+
+
+def _remove(folder: Path) -> None:
+    """Out of sight in one move, then deleted: a kill in between leaves nothing that looks like a checkpoint."""
+    doomed = folder.with_name(f"{STAGING_PREFIX}removed-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

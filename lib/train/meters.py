@@ -1,0 +1,153 @@
+"""What is written down of every step, and how fast the machine was.
+
+`metrics.jsonl` holds only what the run computes (equal for a run that was killed and resumed, to the last digit);
+`timings.jsonl` holds what the clock says.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from lib.core.errors import ArtifactCorruptError
+from lib.core.manifest import Json, canonical_json
+
+METRICS_NAME = "metrics.jsonl"
+TIMINGS_NAME = "timings.jsonl"
+
+_GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+"""Dense bfloat16 rates from the vendor's data sheets, by a word in the device's name."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step, over all ranks. Every field is a function of the job and its inputs alone."""
+
+    step: int
+    """1 to steps."""
+    loss: float
+    """Mean over the step's targets."""
+    accuracy: float
+    """Share of the targets that had the greatest logit."""
+    grad_norm: float
+    """Before clipping."""
+    learning_rate: float
+    num_targets: int
+    num_tokens: int
+    """Tokens that aren't padding."""
+    num_slots: int
+    """Tokens and padding."""
+    sample_ids: tuple[str, ...]
+    """Of the step's samples, rank by rank."""
+
+
+class StepLog:
+    """A JSON-lines file with one line a step. A resumed run cuts what a killed one had written past its checkpoint."""
+
+    def __init__(self, path: Path, *, resume_step: int) -> None:
+        """Keep the lines of steps 1 to resume_step and go on after them.
+
+        Raises:
+            ArtifactCorruptError: lines of those steps are missing or out of order.
+        """
+        kept = [row for row in read_rows(path) if row["step"] <= resume_step]
+        if [row["step"] for row in kept] != list(range(1, resume_step + 1)):
+            raise ArtifactCorruptError(f"{path}: doesn't hold steps 1 to {resume_step}; remove the run folder and start again")
+        fresh = path.with_name(f".{path.name}.new")
+        with fresh.open("w", encoding="utf-8") as stream:
+            stream.writelines(canonical_json(row) + "\n" for row in kept)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(fresh, path)
+        self._stream: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, row: Json) -> None:
+        """Append a line; a kill after this call doesn't lose it."""
+        self._stream.write(canonical_json(row) + "\n")
+        self._stream.flush()
+
+    def sync(self) -> None:
+        """Not even a power failure loses what was written before this call."""
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def read_rows(path: Path) -> list[Json]:
+    """The lines of a JSON-lines file; none if there is no file. A last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    rows: list[Json] = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+def report_row(report: StepReport) -> Json:
+    return {**asdict(report), "sample_ids": list(report.sample_ids)}
+
+
+class SpeedMeter:
+    """Tokens per second, share of the machine's peak and time left, from the steps of this start of the run."""
+
+    def __init__(self, *, steps: int, peak_flops: float) -> None:
+        """peak_flops: of all ranks together, per second."""
+        self._steps, self._peak_flops = steps, peak_flops
+        self._recent: list[float] = []
+        self._began = time.perf_counter()
+
+    def step_done(self, *, step: int, num_tokens: int, flops: int) -> dict[str, float]:
+        """{"seconds", "tokens_per_second", "mfu", "eta_seconds"} of a step that ended just now."""
+        now = time.perf_counter()
+        seconds, self._began = max(now - self._began, 1e-9), now
+        self._recent = [*self._recent[-19:], seconds]
+        typical = sorted(self._recent)[len(self._recent) // 2]
+        return {
+            "seconds": seconds,
+            "tokens_per_second": num_tokens / seconds,
+            "mfu": flops / seconds / self._peak_flops,
+            "eta_seconds": typical * (self._steps - step),
+        }
+
+
+def speed_summary(timings: Sequence[Json]) -> dict[str, float]:
+    """Medians and totals of timings.jsonl rows, for people."""
+
+    def median(values: Iterable[float]) -> float:
+        ordered = sorted(values)
+        return ordered[len(ordered) // 2] if ordered else 0.0
+
+    return {
+        "train_seconds": sum(row["seconds"] for row in timings),
+        "median_step_seconds": median(row["seconds"] for row in timings),
+        "median_tokens_per_second": median(row["tokens_per_second"] for row in timings),
+        "median_mfu": median(row["mfu"] for row in timings),
+    }
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second that one rank could reach: the data sheet's on a known GPU, else measured.
+
+    Call it on all ranks at the same time: they share the processor's power and memory while they train, too.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = next((rate for word, rate in _GPU_PEAK_FLOPS.items() if word in name), None)
+        if known is not None:
+            return known
+    size = 1024 if device.type == "cpu" else 8192
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        product: Any = left @ right
+        float(product[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * size**3 / best

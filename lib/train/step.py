@@ -1,0 +1,142 @@
+"""One optimizer step: count, accumulate, guard, clip, update.
+
+The loss is a sum, divided once by the number of targets of the whole step: over all ranks and all micro-batches. That
+number is known before the first backward pass, so neither ranks, nor accumulation, nor packing change loss or gradients.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from lib.core.errors import NonFiniteLossError
+from lib.data.batch import PackedBatch
+from lib.losses.cross_entropy import cross_entropy_sum
+from lib.models.decoder import Decoder
+from lib.models.layers.documents import DocumentLayout
+from lib.parallel.reduce import all_reduce_sum, clip_grad_norm
+from lib.train.collect import gather_texts
+from lib.train.meters import StepReport
+from lib.train.optim import set_learning_rate
+
+_MAX_IDS_SHOWN = 64
+
+
+class LossModule(nn.Module):
+    """The decoder and its loss as one module, so that a sharded head's weight is whole where the loss uses it."""
+
+    def __init__(self, decoder: Decoder, chunk_tokens: int) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.chunk_tokens = chunk_tokens
+
+    def forward(
+        self, token_ids_BT: torch.Tensor, positions_BT: torch.Tensor, labels_BT: torch.Tensor, layout: DocumentLayout
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of the loss, number of targets with the greatest logit) over the labels that are not IGNORE_INDEX."""
+        hidden_BTD = self.decoder(token_ids_BT, positions_BT, layout)
+        loss = cross_entropy_sum(hidden_BTD, self.decoder.head_weight, labels_BT, self.chunk_tokens)
+        return loss.total, loss.metrics["num_correct"]
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What is counted over all ranks and micro-batches before a step begins."""
+
+    num_targets: int
+    num_tokens: int
+    num_slots: int
+    sum_sq_document_lengths: int
+    num_parts_written: int
+    """Ranks whose part of the pending checkpoint is on the disk."""
+
+
+def count_step(batches: Sequence[PackedBatch], layouts: Sequence[DocumentLayout], *, part_written: bool) -> StepCounts:
+    """The one collective before the backward pass."""
+    local = {
+        "num_targets": sum(batch.num_targets for batch in batches),
+        "num_tokens": sum(span.length for layout in layouts for span in layout.spans),
+        "num_slots": sum(batch.token_ids.numel() for batch in batches),
+        "sum_sq_document_lengths": sum(layout.sum_sq_lengths for layout in layouts),
+        "num_parts_written": int(part_written),
+    }
+    return StepCounts(**{key: int(value) for key, value in all_reduce_sum(local).items()})
+
+
+def train_step(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[PackedBatch],
+    layouts: Sequence[DocumentLayout],
+    counts: StepCounts,
+    *,
+    step: int,
+    learning_rate: float,
+    max_grad_norm: float,
+    device: torch.device,
+) -> StepReport:
+    """Update the weights once from this rank's micro-batches (at least one) and those of the other ranks.
+
+    Raises:
+        NonFiniteLossError: on all ranks, before anything is updated; names the step and all its samples.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    total, num_correct = accumulate_gradients(module, batches, layouts, denominator=counts.num_targets, device=device)
+    sums = all_reduce_sum({"loss": total, "num_correct": num_correct})
+    grad_norm = clip_grad_norm(module.parameters(), max_grad_norm)
+    local_ids = [sample_id for batch in batches for row in batch.sample_ids for sample_id in row]
+    sample_ids = tuple(sample_id for text in gather_texts(json.dumps(local_ids)) for sample_id in json.loads(text))
+    loss = sums["loss"] / max(counts.num_targets, 1)
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise NonFiniteLossError(_explain(step, loss, grad_norm, sample_ids))
+    set_learning_rate(optimizer, learning_rate)
+    optimizer.step()
+    return StepReport(
+        step=step,
+        loss=loss,
+        accuracy=sums["num_correct"] / max(counts.num_targets, 1),
+        grad_norm=grad_norm,
+        learning_rate=learning_rate,
+        num_targets=counts.num_targets,
+        num_tokens=counts.num_tokens,
+        num_slots=counts.num_slots,
+        sample_ids=sample_ids,
+    )
+
+
+def accumulate_gradients(
+    module: nn.Module,
+    batches: Sequence[PackedBatch],
+    layouts: Sequence[DocumentLayout],
+    *,
+    denominator: int,
+    device: torch.device,
+) -> tuple[float, int]:
+    """Add the gradients of sum / denominator of all micro-batches; the ranks' are added up in the last one's backward.
+
+    Returns: this rank's loss sum (not divided) and its number of right targets.
+    """
+    total, num_correct = 0.0, 0
+    for index, (batch, layout) in enumerate(zip(batches, layouts, strict=True)):
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(index == len(batches) - 1)
+        inputs = (batch.token_ids, batch.positions, batch.labels)
+        loss, correct = module(*(tensor.to(device, non_blocking=True) for tensor in inputs), layout)
+        (loss / max(denominator, 1)).backward()
+        total += float(loss)
+        num_correct += int(correct)
+    return total, num_correct
+
+
+def _explain(step: int, loss: float, grad_norm: float, sample_ids: Sequence[str]) -> str:
+    shown = ", ".join(sample_ids[:_MAX_IDS_SHOWN])
+    more = f" and {len(sample_ids) - _MAX_IDS_SHOWN} more" if len(sample_ids) > _MAX_IDS_SHOWN else ""
+    return (
+        f"step {step}: loss {loss}, gradient norm {grad_norm}. Nothing was updated and the last checkpoint is untouched. "
+        f"Samples of this step: {shown}{more}. Lower learning_rate or raise config.optim.warmup_steps; if the same samples "
+        "come up again, look at them"
+    )
