@@ -1,0 +1,210 @@
+"""The one tokenizer: what AutoTokenizer makes of a folder, proven to say what its tokenizer.json says."""
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import processors
+from transformers import AutoTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from lib.core.errors import TokenizerError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+"""Files of a Hugging Face folder that make its tokenizer; those present are copied and enter the digest."""
+
+PROBE_TEXTS = (
+    "The quick brown fox jumps over the lazy dog.",
+    "  two leading spaces, a tab\tand a trailing space ",
+    "line one\nline two\n\n\n  indented\r\nwindows",
+    "12345678901 + 3.14159 = 0x7fff, 1,000,000 and ½",
+    "naïve façade – “quotes” … €9.99",
+    "日本語と中文, 한국어, Русский, العربية, עברית, हिन्दी",
+    "😀 👩🏽‍🚀 🇫🇷 ❤️",
+    "def f(x):\n    return {'a': [x ** 2 for _ in range(10)]}  # code",
+    "I'll don't WE'VE it's",
+    "a" * 200,
+)
+"""Text in Unicode's composed form (NFC), so that a tokenizer that composes must still return it unchanged."""
+
+_TRACKER = threading.Lock()
+"""transformers keeps the spans of a rendering in the compiled template, which threads share."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A checked tokenizer of a folder; make one with `Tokenizer.load`.
+
+    Encoding holds no state that a call changes, so one value may serve several threads.
+    """
+
+    folder: Path
+    template: str
+    """The Jinja chat template."""
+    special_tokens: dict[str, str]
+    """Variables that the template may use, such as bos_token."""
+    backend: tokenizers.Tokenizer
+    """AutoTokenizer's pipeline, without truncation and padding, and with untrimmed character offsets."""
+    vocab_size: int
+    """One more than the greatest id, added tokens included."""
+    eos_id: int
+    pad_id: int
+    """Fills slots that hold no token. May equal `eos_id`; nothing decides by comparing ids with it."""
+    bos_id: int | None
+
+    @staticmethod
+    def load(folder: Path) -> "Tokenizer":
+        """Read and check a Hugging Face tokenizer folder.
+
+        Raises:
+            TokenizerError: a file or the chat template is missing, code of its own is asked for, AutoTokenizer says other
+                ids than tokenizer.json, or text doesn't come back unchanged.
+        """
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if not (folder / name).is_file():
+                raise TokenizerError(f"{folder}: no {name}; pass a Hugging Face folder with a fast tokenizer")
+        _refuse_remote_code(folder)
+        try:
+            raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            auto: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            template = auto.get_chat_template()
+        except Exception as error:  # the libraries raise anything here, Exception itself included
+            raise TokenizerError(f"{folder}: the tokenizer can't be opened: {error}") from error
+        if auto.eos_token_id is None:
+            raise TokenizerError(f"{folder}: tokenizer_config.json names no eos_token; add it")
+        backend = _pure_pipeline(auto.backend_tokenizer)
+        _check_ids(folder, auto, raw, backend)
+        pad_id = auto.pad_token_id
+        return Tokenizer(
+            folder=folder,
+            template=template,
+            special_tokens={name: str(token) for name, token in auto.special_tokens_map.items() if isinstance(token, str)},
+            backend=backend,
+            vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+            eos_id=auto.eos_token_id,
+            pad_id=auto.eos_token_id if pad_id is None else pad_id,
+            bos_id=auto.bos_token_id,
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Sha256 (hex) over name and bytes of each file in TOKENIZER_FILES that is there."""
+        whole = hashlib.sha256()
+        for name in TOKENIZER_FILES:
+            if (self.folder / name).is_file():
+                content = (self.folder / name).read_bytes()
+                whole.update(f"{name} {len(content)}\n".encode() + content)
+        return whole.hexdigest()
+
+    @cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """Text -> id of every added token: what the pipeline recognises in text and splits out, special or not."""
+        return {token.content: number for number, token in self.backend.get_added_tokens_decoder().items()}
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end generation: the token that closes a turn in the chat template, and eos.
+
+        Raises:
+            TokenizerError: the template closes a turn with no token of its own.
+        """
+        from_template = turn_end(self)
+        return tuple(dict.fromkeys((self.control_tokens[from_template], self.eos_id)))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, no special tokens added."""
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        """Ids and character offsets of many texts in one call, no special tokens added."""
+        return self.backend.encode_batch(list(texts), add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int], skip_special: bool = False) -> str:
+        return self.backend.decode(list(token_ids), skip_special_tokens=skip_special)
+
+    def save(self, folder: Path) -> None:
+        """Copy the tokenizer's files byte for byte, so that what is served is what was trained with."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in TOKENIZER_FILES:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+
+    def render(self, template: str, messages: Sequence[dict[str, str]], **options: Any) -> tuple[str, list[tuple[int, int]]]:
+        """Text of a conversation and the character spans that `{% generation %}` blocks of `template` wrote."""
+        with _TRACKER:
+            rendered, spans = render_jinja_template(
+                conversations=[list(messages)], chat_template=template, **(self.special_tokens | options)
+            )
+        return rendered[0], list(spans[0]) if spans else []
+
+
+def turn_end(tokenizer: Tokenizer) -> str:
+    """Text of the control token that closes an assistant turn in the chat template."""
+    answer = "answer-of-the-probe"
+    probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    text, _ = tokenizer.render(tokenizer.template, probe)
+    after = text.partition(answer)[2]
+    found = [token for token in tokenizer.control_tokens if after.startswith(token)]
+    if not found:
+        raise TokenizerError(
+            f"{tokenizer.folder}: the chat template puts {after[:40]!r} after an assistant's answer, not a token of its own; "
+            "a model could not learn to stop; use a template that closes each turn (such as ChatML)"
+        )
+    return max(found, key=len)
+
+
+def _pure_pipeline(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy that never cuts or pads, and whose offsets keep a token's leading space."""
+    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    # Offsets decide the loss mask. The post-processor is the only stage that moves them; no other use is made of it,
+    # since special tokens come from the template alone.
+    copy.post_processor = processors.ByteLevel(trim_offsets=False)
+    return copy
+
+
+def _refuse_remote_code(folder: Path) -> None:
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{folder / 'tokenizer_config.json'}: not JSON: {error}") from error
+    if not isinstance(settings, dict) or "auto_map" in settings:
+        raise TokenizerError(f"{folder / 'tokenizer_config.json'}: asks for code of its own (auto_map); that never runs here")
+
+
+def _check_ids(folder: Path, auto: Any, raw: tokenizers.Tokenizer, backend: tokenizers.Tokenizer) -> None:
+    """AutoTokenizer can silently rebuild the pipeline when the class in the config disagrees with tokenizer.json."""
+    for text in PROBE_TEXTS:
+        wanted = raw.encode(text, add_special_tokens=False).ids
+        for who, ids in (
+            ("AutoTokenizer", auto(text, add_special_tokens=False)["input_ids"]),
+            ("the checked pipeline", backend.encode(text, add_special_tokens=False).ids),
+        ):
+            if list(ids) != list(wanted):
+                raise TokenizerError(
+                    f"{folder}: {who} turns {text[:40]!r} into {list(ids)[:8]}, tokenizer.json into {list(wanted)[:8]}; "
+                    "correct tokenizer_class in tokenizer_config.json"
+                )
+        back = auto.decode(wanted, clean_up_tokenization_spaces=False)
+        if back != text or backend.decode(wanted, skip_special_tokens=False) != text:
+            raise TokenizerError(
+                f"{folder}: {text[:40]!r} comes back as {back[:40]!r} after encoding and decoding; "
+                "the tokenizer loses text, so its tokenizer.json is incomplete or damaged"
+            )
