@@ -1,0 +1,243 @@
+"""The logit report: a family computes what transformers computes, on random models of the family and on a checkpoint.
+
+Everything is float32. The reference sees each document alone, without cache and without mask, so that nothing about
+packing can be wrong on its side; ours sees the documents packed and alone. Letters: L tokens of a document, V vocabulary.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from lib.config.base import Frozen
+from lib.core.artifact import Staged
+from lib.core.errors import ArtifactCorruptError, ConfigError
+from lib.models.decoder import Decoder
+from lib.models.hf_io import load_full, read_json, read_spec
+from lib.models.layers.documents import PADDING, DocumentLayout
+from lib.models.verify_configs import RANDOM_CONFIGS, RandomCase, describe, random_model
+from lib.tokens.tokenizer import Tokenizer
+
+REPORT_FILE = "logit_report.json"
+LOGIT_LIMIT = 1e-5
+"""Greatest difference of a logit: absolute for random models, whose logits are of size 1, and relative to the greatest
+|logit| for a checkpoint."""
+GRAD_LIMIT = 1e-5
+"""Greatest difference of a gradient, in units of the greatest |gradient| of its tensor."""
+
+PROBE_TEXTS = (
+    "The sum of 12 and 30 is 42. Ein Satz mit Umlauten: äöü.",
+    "def add(a, b):\n    return a + b\n",
+    "What is 7 times 6? State the final answer as a number.",
+)
+
+
+class CaseResult(Frozen):
+    """One model compared with transformers."""
+
+    model: str
+    """What was drawn, in words."""
+    max_logit: float
+    """Greatest |logit| of the reference."""
+    logit_limit: float
+    """What the next two may be at most."""
+    logit_diff: float
+    """Ours, packed and alone, against the reference: greatest difference."""
+    packed_diff: float
+    """Ours packed against ours alone: greatest difference."""
+    grad_diff: float | None
+    """Greatest relative difference of a gradient; None where no gradients were compared."""
+    leaked: int
+    """Logits that changed, in any bit, when all tokens of another document were changed; must be 0."""
+
+    def problems(self) -> list[str]:
+        found = []
+        for name, value, bound in (
+            ("logits differ", self.logit_diff, self.logit_limit),
+            ("packing changes logits", self.packed_diff, self.logit_limit),
+            ("gradients differ", self.grad_diff or 0.0, GRAD_LIMIT),
+            ("documents see each other in", float(self.leaked), 0.0),
+        ):
+            if not value <= bound:  # also true for NaN
+                found.append(f"{self.model}: {name} {value:.3g} > {bound:.3g}")
+        return found
+
+
+class LogitReport(Frozen):
+    """Admission of a model: `passed` is false when any comparison is over its limit."""
+
+    family: str
+    seed: int
+    num_configs: int
+    max_logit_diff: float
+    """Over the random models, as are the next two."""
+    max_grad_diff: float
+    packed_diff: float
+    cases: list[CaseResult]
+    checkpoint: CaseResult
+    """The weights of the folder itself."""
+    limits: dict[str, float]
+    problems: list[str]
+    passed: bool
+    model_digest: str = ""
+    """Digest of the model artifact that was compared; filled in by who knows it."""
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Self:
+        """Raises ArtifactCorruptError for anything but a report."""
+        try:
+            return cls.model_validate_json(text)
+        except (ConfigError, ValueError) as error:
+            raise ArtifactCorruptError(f"{where}: not a logit report; make it again: {error}") from error
+
+
+def build_logit_report(
+    folder: Path, *, num_configs: int = 40, seed: int = 0, progress: Callable[[int], None] | None = None
+) -> LogitReport:
+    """Compare `num_configs` random models of the folder's family, then the folder itself, with transformers.
+
+    Args:
+        progress: called with the number of comparisons done, up to num_configs + 1.
+    Raises:
+        ModelError: the folder can't be read as a known family at all. A difference is a report that has not passed.
+    """
+    family, _ = read_spec(folder)
+    results = []
+    for index in range(num_configs):
+        results.append(compare_random(RANDOM_CONFIGS[family.name](seed, index), seed + index))
+        if progress:
+            progress(index + 1)
+    checkpoint = compare_checkpoint(folder, seed)
+    if progress:
+        progress(num_configs + 1)
+    problems = [problem for result in [*results, checkpoint] for problem in result.problems()]
+    return LogitReport(
+        family=family.name,
+        seed=seed,
+        num_configs=num_configs,
+        max_logit_diff=max((result.logit_diff for result in results), default=0.0),
+        max_grad_diff=max((result.grad_diff or 0.0 for result in results), default=0.0),
+        packed_diff=max((result.packed_diff for result in results), default=0.0),
+        cases=results,
+        checkpoint=checkpoint,
+        limits={"logit": LOGIT_LIMIT, "gradient": GRAD_LIMIT},
+        problems=problems,
+        passed=not problems,
+    )
+
+
+def write_logit_report(report: LogitReport, model_digest: str, staged: Staged) -> None:
+    """Fill an artifact with a report about the model of this digest."""
+    named = report.model_copy(update={"model_digest": model_digest})
+    (staged.path / REPORT_FILE).write_text(named.to_json() + "\n", encoding="utf-8")
+    staged.counts.update(configs=report.num_configs, problems=len(report.problems))
+    staged.meta.update(passed=report.passed, model=model_digest)
+
+
+def read_logit_report(folder: Path) -> LogitReport:
+    """The report of an artifact; ArtifactCorruptError if there is none."""
+    path = folder / REPORT_FILE
+    if not path.is_file():
+        raise ArtifactCorruptError(f"{path}: no such file; make the logit report again")
+    return LogitReport.from_json(path.read_text(encoding="utf-8"), where=str(path))
+
+
+def compare_random(case: RandomCase, seed: int) -> CaseResult:
+    """Compare a random model: logits, gradients, packing, and whether documents see each other."""
+    generator = torch.Generator().manual_seed(seed)
+    reference, decoder = random_model(case, generator)
+    documents = _random_documents(generator, decoder.spec.vocab_size, (1, 23, 37, 12, 8))
+    reference_loss, ours_loss = torch.zeros(()), torch.zeros(())
+    packed = _packed_logits(decoder, documents)
+    expected = [reference(ids[None], use_cache=False).logits[0] for ids in documents]
+    for ids, theirs, ours in zip(documents, expected, packed):
+        targets = ids.roll(1)
+        reference_loss = reference_loss + cross_entropy(theirs, targets, reduction="sum")
+        ours_loss = ours_loss + cross_entropy(ours, targets, reduction="sum")
+    torch.autograd.backward([reference_loss, ours_loss])
+    pairs = [(decoder.get_parameter(ours).grad, reference.get_parameter(theirs).grad) for ours, theirs in case.names.items()]
+    grad_diff = max(_relative(ours, theirs) for ours, theirs in pairs)
+    return _result(describe(case), decoder, documents, expected, packed, grad_diff=grad_diff)
+
+
+@torch.no_grad()
+def compare_checkpoint(folder: Path, seed: int) -> CaseResult:
+    """Compare a folder's own weights, on random ids and on text."""
+    _, spec = read_spec(folder)
+    tokenizer = Tokenizer.load(folder)
+    generator = torch.Generator().manual_seed(seed)
+    texts = [torch.tensor(tokenizer.encode(text)) for text in PROBE_TEXTS]
+    documents = [*_random_documents(generator, min(spec.vocab_size, tokenizer.vocab_size), (24,)), *texts]
+    reference = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
+    ).eval()
+    expected = [reference(ids[None], use_cache=False).logits[0] for ids in documents]
+    del reference
+    with torch.device("meta"):
+        decoder = Decoder(spec)
+    load_full(decoder, folder)
+    name = str(read_json(folder / "config.json").get("_name_or_path") or "the checkpoint")
+    return _result(name, decoder, documents, expected, _packed_logits(decoder, documents), grad_diff=None)
+
+
+@torch.no_grad()
+def _result(
+    model: str,
+    decoder: Decoder,
+    documents: list[torch.Tensor],
+    expected: list[torch.Tensor],
+    packed: list[torch.Tensor],
+    *,
+    grad_diff: float | None,
+) -> CaseResult:
+    alone = [_packed_logits(decoder, [ids])[0] for ids in documents]
+    max_logit = max(float(logits.abs().max()) for logits in expected)
+    return CaseResult(
+        model=model,
+        max_logit=max_logit,
+        logit_limit=LOGIT_LIMIT if grad_diff is not None else LOGIT_LIMIT * max_logit,
+        logit_diff=max(_distance(packed, expected), _distance(alone, expected)),
+        packed_diff=_distance(packed, alone),
+        grad_diff=grad_diff,
+        leaked=_count_leaks(decoder, documents, packed),
+    )
+
+
+def _packed_logits(decoder: Decoder, documents: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Logits [L, V] of each document, all in one row with padding at the end (no padding where there is one document)."""
+    padding = 3 if len(documents) > 1 else 0
+    fill = torch.zeros(padding, dtype=torch.int64)
+    ids = [torch.full((len(tokens),), number) for number, tokens in enumerate(documents)]
+    layout = DocumentLayout.from_document_ids(torch.cat([*ids, fill + PADDING])[None])
+    positions = torch.cat([*(torch.arange(len(tokens)) for tokens in documents), fill])
+    hidden = decoder(torch.cat([*documents, fill])[None], positions[None], layout)[0]
+    logits = hidden @ decoder.head_weight.T
+    return list(logits.split([*(len(tokens) for tokens in documents), padding])[: len(documents)])
+
+
+def _count_leaks(decoder: Decoder, documents: list[torch.Tensor], packed: list[torch.Tensor]) -> int:
+    """Change every token of every second document; count the logits of the others that are not the same bits."""
+    changed = [(ids + 1) % decoder.spec.vocab_size if number % 2 else ids for number, ids in enumerate(documents)]
+    again = _packed_logits(decoder, changed)
+    return sum(int((before != after).sum()) for before, after in list(zip(packed, again))[::2])
+
+
+def _random_documents(generator: torch.Generator, vocab_size: int, lengths: tuple[int, ...]) -> list[torch.Tensor]:
+    return [torch.randint(vocab_size, (length,), generator=generator) for length in lengths]
+
+
+def _distance(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
+    return float(torch.stack([(a - b).abs().max() for a, b in zip(left, right)]).max())
+
+
+def _relative(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> float:
+    """Greatest difference in units of the greatest |gradient| of the reference; infinite where ours is missing."""
+    if ours is None or theirs is None:
+        return float("inf")
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
