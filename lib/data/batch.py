@@ -1,0 +1,102 @@
+"""Packed rows to tensors. Legend: B rows, T tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lib.core.errors import DataError
+from lib.core.examples import Encoded
+
+IGNORE_INDEX = -100
+"""Label of a position that predicts nothing that counts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """One tokenised sample."""
+
+    sample_id: str
+    token_ids: np.ndarray
+    """[T] int32"""
+    loss_mask: np.ndarray
+    """[T] bool, True on trained tokens."""
+
+    @staticmethod
+    def of(encoded: Encoded) -> "Document":
+        return Document(encoded.sample_id, np.array(encoded.token_ids, np.int32), np.array(encoded.loss_mask, np.bool_))
+
+    @property
+    def num_targets(self) -> int:
+        """Trained tokens that some position predicts: all but the first token, which no token comes before."""
+        return int(np.count_nonzero(self.loss_mask[1:]))
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Documents that share one row of a batch, in order."""
+
+    documents: tuple[Document, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(document.token_ids) for document in self.documents)
+
+    @property
+    def sample_ids(self) -> tuple[str, ...]:
+        return tuple(document.sample_id for document in self.documents)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """Rows of packed documents, as CPU tensors."""
+
+    token_ids: torch.Tensor
+    """[B, T] int64; the padding id where there is no document."""
+    labels: torch.Tensor
+    """[B, T] int64: the token that position t must predict, token_ids[t + 1] where that is of the same document and trained;
+    IGNORE_INDEX elsewhere. The first token of a document is never a target."""
+    positions: torch.Tensor
+    """[B, T] int64: 0, 1, ... within each document; 0 on padding."""
+    document_ids: torch.Tensor
+    """[B, T] int32: 0, 1, ... per row in order; -1 on padding."""
+    num_targets: int
+    """Labels that are not IGNORE_INDEX."""
+    sample_ids: tuple[tuple[str, ...], ...]
+    """Ids of each row's documents, in order."""
+
+
+def collate(rows: Sequence[PackedRow], sequence_length: int, pad_id: int) -> PackedBatch:
+    """Lay rows out as a batch of [len(rows), sequence_length].
+
+    Raises:
+        ValueError: a row holds more tokens than the sequence.
+        DataError: a document has nothing to predict.
+    """
+    shape = (len(rows), sequence_length)
+    token_ids, labels = np.full(shape, pad_id, np.int64), np.full(shape, IGNORE_INDEX, np.int64)
+    positions, document_ids = np.zeros(shape, np.int64), np.full(shape, -1, np.int32)
+    num_targets = 0
+    for index, row in enumerate(rows):
+        if row.num_tokens > sequence_length:
+            raise ValueError(f"a packed row holds {row.num_tokens} tokens, the sequence {sequence_length}")
+        start = 0
+        for number, document in enumerate(row.documents):
+            if not document.num_targets:
+                raise DataError(f"row {document.sample_id!r} has no token to predict; give it an answer")
+            stop = start + len(document.token_ids)
+            token_ids[index, start:stop] = document.token_ids
+            labels[index, start : stop - 1] = np.where(document.loss_mask[1:], document.token_ids[1:], IGNORE_INDEX)
+            positions[index, start:stop] = np.arange(stop - start)
+            document_ids[index, start:stop] = number
+            num_targets += document.num_targets
+            start = stop
+    return PackedBatch(
+        token_ids=torch.from_numpy(token_ids),
+        labels=torch.from_numpy(labels),
+        positions=torch.from_numpy(positions),
+        document_ids=torch.from_numpy(document_ids),
+        num_targets=num_targets,
+        sample_ids=tuple(row.sample_ids for row in rows),
+    )
