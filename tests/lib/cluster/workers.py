@@ -1,0 +1,115 @@
+"""Workers that the cluster tests run in other processes."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lib.cluster.group import RankInfo, Worker, dispatch
+from lib.core.errors import DataError, GenerationError
+
+
+class RowError(DataError):
+    """A subclass that lib.core.errors doesn't know."""
+
+
+class Probe(Worker):
+    """Does what the tests ask."""
+
+    def __init__(self, info: RankInfo) -> None:
+        super().__init__(info)
+        self.started = time.monotonic()
+
+    @dispatch(merge="all")
+    def identity(self) -> dict[str, Any]:
+        return {**vars(self.info), "pid": os.getpid()}
+
+    @dispatch(merge="all")
+    def env(self, names: list[str]) -> list[str | None]:
+        return [os.environ.get(name) for name in names]
+
+    @dispatch(split="by_rank", merge="all")
+    def echo(self, value: Any) -> Any:
+        return value
+
+    @dispatch(merge="sum")
+    def count(self) -> dict[str, int]:
+        return {"ranks": 1, "rank": self.info.rank}
+
+    @dispatch()
+    def whoami(self) -> int:
+        return self.info.rank
+
+    @dispatch(merge="all")
+    def all_reduce(self) -> float:
+        value = torch.tensor([float(self.info.rank + 1)])
+        dist.all_reduce(value)
+        return float(value.item())
+
+    @dispatch()
+    def emit_steps(self, steps: int) -> str:
+        for step in range(steps):
+            self.emit({"step": step})
+            time.sleep(0.01)
+        return "done"
+
+    @dispatch(events="all")
+    def emit_everywhere(self) -> None:
+        self.emit({"hello": self.info.rank})
+
+    @dispatch()
+    def fail(self, rank: int, kind: str) -> None:
+        if self.info.rank == rank:
+            if kind == "data":
+                raise RowError("rows.jsonl:7: no role")
+            if kind == "infra":
+                raise GenerationError("engine gave up")
+            raise ZeroDivisionError("a bug")
+        if dist.is_initialized():
+            dist.barrier()
+
+    @dispatch()
+    def train(self, seconds: float) -> None:
+        """A loop of collectives, like training; says when it is under way."""
+        end = time.monotonic() + seconds
+        value = torch.ones(1)
+        while time.monotonic() < end:
+            dist.all_reduce(value)
+            value.fill_(1.0)
+            self.emit({"alive": True})
+            time.sleep(0.05)
+
+    @dispatch()
+    def be_silent(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    @dispatch()
+    def compute(self, seconds: float) -> int:
+        """Hold the interpreter as much as Python code can."""
+        end, rounds = time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            sum(range(100_000))
+            rounds += 1
+        return rounds
+
+    @dispatch()
+    def give_back(self, path: Path) -> Any:
+        return {"path": path, "list": [1, 2.5, None, True]}
+
+    @dispatch()
+    def give_object(self) -> Any:
+        return object()
+
+    def undeclared(self) -> None:
+        return None
+
+
+class BrokenAtBirth(Worker):
+    """Can't be built."""
+
+    def __init__(self, info: RankInfo) -> None:
+        super().__init__(info)
+        raise DataError("model folder is empty")
