@@ -25,8 +25,8 @@ from lib.core.manifest import digest_of
 from lib.core.versions import CACHE_EPOCH, library_versions
 from tasks.artifacts import ARTIFACT_FORMATS
 
-PLACEMENT_MODULES = ("tasks.cache", "tasks.environments")
-"""They say where and when a task runs, not what it computes."""
+PLACEMENT_MODULES = ("tasks.cache", "tasks.cli", "tasks.clusters", "tasks.environments", "tasks.progress")
+"""They say where and when a task runs and what it shows, not what it computes."""
 
 
 def code_version(module: str, function: str, file: str) -> str:

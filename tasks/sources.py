@@ -8,8 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from flytekit import FlyteContext, FlyteContextManager, HashMethod
-from flytekit.core.data_persistence import FileAccessProvider
+from flytekit import FlyteContext, HashMethod
 from flytekit.extend import TypeEngine, TypeTransformer
 from flytekit.models.literals import Literal, Primitive, Scalar
 from flytekit.models.types import LiteralType, SimpleType
@@ -17,25 +16,8 @@ from flytekit.models.types import LiteralType, SimpleType
 from lib.core.errors import UserError
 from lib.core.manifest import digest_of, file_sha256
 from lib.core.store import new_workspace
-
-
-def is_remote(uri: str) -> bool:
-    """Whether an address is one of an object store and not a path."""
-    return bool(FileAccessProvider.is_remote(uri))
-
-
-def fetch(uri: str, target: Path) -> Path:
-    """Download a file or a folder to `target`.
-
-    Raises:
-        UserError: there is nothing at the address.
-    """
-    access = FlyteContextManager.current_context().file_access
-    remote = access.get_filesystem_for_path(uri)
-    if not remote.exists(uri):
-        raise UserError(f"{uri}: nothing there; check the address and the right to read it")
-    access.get_data(uri, str(target), is_multipart=remote.isdir(uri))
-    return target
+from tasks.cli import install
+from tasks.remote import fetch, is_remote, upload
 
 
 class Source:
@@ -75,9 +57,6 @@ class Source:
         path = self.checked_path()
         return digest_of({file.relative_to(path).as_posix(): file_sha256(file) for file in _files(path)})
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.uri!r})"
-
 
 class RawDataSource(Source):
     """Rows to be ingested."""
@@ -111,18 +90,13 @@ class SourceTransformer(TypeTransformer[Source]):
         uri = source.uri
         if not is_remote(uri):
             path = source.checked_path()
-            uri = _upload(ctx, path) if is_remote(ctx.file_access.raw_output_prefix) else str(path)
+            uri = upload(ctx, path) if is_remote(ctx.file_access.raw_output_prefix) else str(path)
         return Literal(scalar=Scalar(primitive=Primitive(string_value=uri)))
 
     def to_python_value(self, ctx: FlyteContext, lv: Literal, expected_python_type: type[Source]) -> Source:
         if lv.scalar is None or lv.scalar.primitive is None or not lv.scalar.primitive.string_value:
             raise UserError(f"expected the address of {self._cls.what}, found {lv}")
         return self._cls(lv.scalar.primitive.string_value)
-
-
-def _upload(ctx: FlyteContext, path: Path) -> str:
-    target = ctx.file_access.join(ctx.file_access.get_random_remote_directory(), path.name)
-    return str(ctx.file_access.put_data(str(path), target, is_multipart=path.is_dir()))
 
 
 def _files(path: Path) -> list[Path]:
@@ -142,3 +116,5 @@ for _cls in (RawDataSource, ModelSourceFolder):
 
 RawData = Annotated[RawDataSource, _hash_method(RawDataSource)]
 ModelSource = Annotated[ModelSourceFolder, _hash_method(ModelSourceFolder)]
+
+install()

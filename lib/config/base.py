@@ -1,5 +1,6 @@
 """What every configuration value shares: frozen, strict, and refusing what it doesn't know."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -44,6 +45,25 @@ class Frozen(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise ConfigError(explain(error, where)) from error
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **_: Any) -> Self:
+        """As strict as everywhere else, also when a caller such as flytekit asks for the lax way.
+
+        A console sends every number as a float, so a float without a fraction is taken where an integer is expected.
+
+        Raises:
+            ConfigError: see `parse`.
+        """
+        return cls.parse(_with_integers(json.loads(json_data)), where=cls.__name__)
+
+
+def _with_integers(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _with_integers(item) for key, item in value.items()}
+    return [_with_integers(item) for item in value] if isinstance(value, list) else value
 
 
 def explain(error: ValidationError, where: str) -> str:

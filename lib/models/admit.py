@@ -1,0 +1,49 @@
+"""The gate that a model folder passes before anything trusts it: what is taken over, and what is checked."""
+
+import fnmatch
+from pathlib import Path
+
+from lib.core.artifact import Staged, link_or_copy
+from lib.core.errors import ModelError
+from lib.models.hf_io import CheckpointReader, checked_names, read_json, read_spec
+from lib.tokens.tokenizer import Tokenizer
+
+KEPT_FILES = (
+    *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("tokenizer.model", "chat_template.jinja", "chat_template.json", "LICENSE*", "README.md"),
+)
+"""Everything else in a folder (code, pickles, other formats) stays behind."""
+
+
+def admit_model(source: Path, staged: Staged) -> None:
+    """Link the files of a Hugging Face model folder into a model artifact, after checking them.
+
+    Checked: a known family without remote code; safetensors with exactly the tensors that the config calls for; a
+    tokenizer that loads, comes back exactly from a round trip and fits the vocabulary; special ids inside it.
+
+    Raises:
+        ModelError, TokenizerError: name the file, what is wrong with it, and the remedy.
+    """
+    family, spec = read_spec(source)
+    names = checked_names(CheckpointReader(source), family, spec)
+    tokenizer = Tokenizer.load(source)
+    if tokenizer.vocab_size > spec.vocab_size:
+        raise ModelError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids but the embedding {spec.vocab_size} rows")
+    for file in ("config.json", "generation_config.json"):
+        if file == "config.json" or (source / file).is_file():
+            _check_special_ids(source / file, spec.vocab_size)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in KEPT_FILES):
+            link_or_copy(path.resolve(), staged.path / path.name)
+    staged.counts.update(parameters=spec.num_parameters, tensors=len(names))
+    staged.meta.update(format="huggingface", family=family.name, tokenizer=tokenizer.digest)
+
+
+def _check_special_ids(path: Path, vocab_size: int) -> None:
+    values = read_json(path)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = values.get(key)
+        for token_id in value if isinstance(value, list) else [value]:
+            if token_id is not None and not (isinstance(token_id, int) and 0 <= token_id < vocab_size):
+                raise ModelError(f"{path}: {key} {token_id!r} is not an id below the vocabulary size {vocab_size}")

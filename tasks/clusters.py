@@ -1,0 +1,98 @@
+"""Ray clusters, sized by a job's shape."""
+
+import math
+from dataclasses import dataclass
+
+from flytekit import FlyteContextManager, PodTemplate
+from flytekit.core.context_manager import ExecutionParameters
+from flytekit.extend import TaskPlugins
+from flytekitplugins.ray import HeadNodeConfig, RayJobConfig, WorkerNodeConfig
+from flytekitplugins.ray.task import RayFunctionTask
+from kubernetes.client import (
+    V1Container,
+    V1EmptyDirVolumeSource,
+    V1EnvVar,
+    V1PersistentVolumeClaimVolumeSource,
+    V1PodSpec,
+    V1ResourceRequirements,
+    V1Volume,
+    V1VolumeMount,
+)
+
+from lib.config.evaluation import EvalConfig
+from lib.config.parallel import ClusterShape
+
+SHM = "/dev/shm"  # noqa: S108 - a mount point inside a pod
+SHARED_HOME = "/postflyte"
+"""Where the volume claim `postflyte-home` (ReadWriteMany) is mounted on every node of a Ray cluster: the ranks read the
+model, the data and the checkpoints of the run from it."""
+TTL_SECONDS = 300
+
+
+@dataclass
+class ClusterJob(RayJobConfig):
+    """A Ray cluster made by `ray_job`."""
+
+
+class ClusterTask(RayFunctionTask):
+    """The plugin's Ray task; run locally it leaves it to the worker group to start a Ray with room for all ranks."""
+
+    def pre_execute(self, user_params: ExecutionParameters) -> ExecutionParameters:
+        state = FlyteContextManager.current_context().execution_state
+        if state is not None and state.is_local_execution():
+            return user_params
+        return super().pre_execute(user_params)
+
+
+TaskPlugins.register_pythontask_plugin(ClusterJob, ClusterTask)
+
+
+def ray_job(shape: ClusterShape) -> ClusterJob:
+    """A Ray cluster of `shape.nodes` workers; the head runs the driver and neither ranks nor GPUs."""
+    gpus = shape.gpus_per_node
+    cpus = 12 * gpus if gpus else max(2, shape.ranks_per_node * shape.threads_per_rank)
+    memory_gib = 160 * gpus if gpus else 16 * shape.ranks_per_node
+    worker = WorkerNodeConfig(
+        group_name="ranks",
+        replicas=shape.nodes,
+        min_replicas=shape.nodes,
+        max_replicas=shape.nodes,
+        pod_template=_pod("ray-worker", cpus, memory_gib, gpus),
+    )
+    return ClusterJob(
+        worker_node_config=[worker],
+        head_node_config=HeadNodeConfig(ray_start_params={"num-cpus": "0"}, pod_template=_pod("ray-head", 4, 16, 0)),
+        shutdown_after_job_finishes=True,
+        ttl_seconds_after_finished=TTL_SECONDS,
+    )
+
+
+def engine_shape(config: EvalConfig, gpus_per_node: int) -> ClusterShape:
+    """The cluster that holds the engines of an evaluation: one on each GPU, or all on one CPU node."""
+    if not gpus_per_node:
+        return ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=config.engines, threads_per_rank=config.engine_threads)
+    per_node = min(config.engines, gpus_per_node)
+    nodes = math.ceil(config.engines / per_node)
+    return ClusterShape(nodes=nodes, gpus_per_node=per_node, ranks_per_node=per_node, threads_per_rank=1)
+
+
+def _pod(container: str, cpus: int, memory_gib: int, gpus: int) -> PodTemplate:
+    """Resources, shared memory for collectives and loaders (a quarter of the memory), and the shared home."""
+    amounts = {"cpu": str(cpus), "memory": f"{memory_gib}Gi", **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
+    mounts = [V1VolumeMount(name="shm", mount_path=SHM), V1VolumeMount(name="postflyte-home", mount_path=SHARED_HOME)]
+    claim = V1PersistentVolumeClaimVolumeSource(claim_name="postflyte-home")
+    shm = V1EmptyDirVolumeSource(medium="Memory", size_limit=f"{max(1, memory_gib // 4)}Gi")
+    return PodTemplate(
+        primary_container_name=container,
+        pod_spec=V1PodSpec(
+            containers=[
+                V1Container(
+                    name=container,
+                    resources=V1ResourceRequirements(requests=amounts, limits=amounts),
+                    env=[V1EnvVar(name="POSTFLYTE_HOME", value=SHARED_HOME)],
+                    volume_mounts=mounts,
+                )
+            ],
+            volumes=[V1Volume(name="shm", empty_dir=shm), V1Volume(name="postflyte-home", persistent_volume_claim=claim)],
+        ),
+    )

@@ -1,0 +1,37 @@
+"""Scoring a model on a data set, with real engines on a Ray cluster of the size that the inputs ask for."""
+
+from flytekit import dynamic, task
+from lib.recipes.evaluate import run_evaluation
+
+from lib.cluster.ray_backend import RayGroup
+from lib.config.evaluation import EvalConfig
+from tasks.artifacts import Dataset, EvalReport, EvalReportFolder, ModelArtifact
+from tasks.cache import CACHED
+from tasks.clusters import engine_shape, ray_job
+from tasks.environments import CPU_IMAGE, LONG, RETRIES, SMALL, TRAIN_IMAGE, retry_infrastructure
+from tasks.progress import bar
+
+
+@task(
+    cache=CACHED,
+    container_image=TRAIN_IMAGE,
+    requests=SMALL,
+    retries=RETRIES,
+    timeout=LONG,
+    task_config=ray_job(engine_shape(EvalConfig(), gpus_per_node=0)),
+)
+@retry_infrastructure
+def evaluate_on_ray(model: ModelArtifact, data: Dataset, config: EvalConfig) -> EvalReport:
+    """Generate an answer to each row, compare it with the row's own, and measure the held-out loss."""
+    report = EvalReportFolder.create()
+    with report.write() as staged, bar("evaluate", "rows") as progress:
+        staged.lineage.update(model=model.digest, data=data.digest)
+        run_evaluation(model.open(), data.open(), config, group_factory=RayGroup, progress=progress)
+    return report
+
+
+@dynamic(cache=CACHED, container_image=CPU_IMAGE, requests=SMALL, retries=RETRIES)
+def evaluate(model: ModelArtifact, data: Dataset, config: EvalConfig, gpus_per_node: int) -> EvalReport:
+    """Size the cluster from the number of engines; an override in a static workflow would be lost."""
+    job = ray_job(engine_shape(config, gpus_per_node))
+    return evaluate_on_ray(model=model, data=data, config=config).with_overrides(task_config=job)
