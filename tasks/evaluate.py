@@ -1,15 +1,23 @@
 """Scoring a model on a data set, with real engines on a Ray cluster of the size that the inputs ask for."""
 
-from flytekit import dynamic, task
-from lib.recipes.evaluate import run_evaluation
+from typing import TYPE_CHECKING
 
-from lib.cluster.ray_backend import RayGroup
+from flytekit import dynamic, task
+
 from lib.config.evaluation import EvalConfig
 from tasks.artifacts import Dataset, EvalReport, EvalReportFolder, ModelArtifact
 from tasks.cache import CACHED
 from tasks.clusters import engine_shape, ray_job
 from tasks.environments import CPU_IMAGE, LONG, RETRIES, SMALL, TRAIN_IMAGE, retry_infrastructure
+from tasks.lazy import lazy
 from tasks.progress import bar
+
+if TYPE_CHECKING:
+    from lib.cluster import ray_backend
+    from lib.recipes import evaluate as recipe
+else:
+    ray_backend = lazy("lib.cluster.ray_backend")
+    recipe = lazy("lib.recipes.evaluate")
 
 
 @task(
@@ -24,9 +32,9 @@ from tasks.progress import bar
 def evaluate_on_ray(model: ModelArtifact, data: Dataset, config: EvalConfig) -> EvalReport:
     """Generate an answer to each row, compare it with the row's own, and measure the held-out loss."""
     report = EvalReportFolder.create()
-    with report.write() as staged, bar("evaluate", "rows") as progress:
+    with report.write() as staged, bar("evaluate", "rows") as shown:
         staged.lineage.update(model=model.digest, data=data.digest)
-        run_evaluation(model.open(), data.open(), config, group_factory=RayGroup, progress=progress)
+        recipe.run_evaluation(model.open(), data.open(), config, group_factory=ray_backend.RayGroup, progress=shown.add)
     return report
 
 

@@ -1,17 +1,23 @@
 """Raw rows to checked conversations."""
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from flytekit import task
 
-from lib.data.rows import ingest_dataset
 from lib.data.window import day_before
 from tasks.artifacts import Dataset, DatasetFolder
 from tasks.cache import CACHED
 from tasks.environments import CPU_IMAGE, MEDIUM, RETRIES, SHORT, SMALL, retry_infrastructure
+from tasks.lazy import lazy
 from tasks.progress import bar
 from tasks.remote import fingerprint
 from tasks.sources import RawData, RawDataSource
+
+if TYPE_CHECKING:
+    from lib.data import rows
+else:
+    rows = lazy("lib.data.rows")
 
 
 @task(cache=CACHED, container_image=CPU_IMAGE, requests=MEDIUM, retries=RETRIES, timeout=SHORT)
@@ -21,7 +27,7 @@ def ingest(source: RawData) -> Dataset:
     dataset = DatasetFolder.create()
     with dataset.write() as staged, bar("ingest", "rows") as shown:
         staged.lineage["source"] = source.content_hash()
-        ingest_dataset(source.open(), staged, progress=shown.add)
+        rows.ingest_dataset(source.open(), staged, progress=shown.add)
     return dataset
 
 

@@ -1,14 +1,21 @@
 """A model folder of the user to a checked model, and the proof that we compute what transformers computes."""
 
+from typing import TYPE_CHECKING
+
 from flytekit import task
 
-from lib.models.admit import admit_model
-from lib.models.verify import build_logit_report, write_logit_report
 from tasks.artifacts import LogitReport, LogitReportFolder, ModelArtifact, ModelFolder
 from tasks.cache import CACHED
 from tasks.environments import CPU_IMAGE, MEDIUM, RETRIES, SHORT, TRAIN_IMAGE, retry_infrastructure
+from tasks.lazy import lazy
 from tasks.progress import bar
 from tasks.sources import ModelSource
+
+if TYPE_CHECKING:
+    from lib.models import admit, verify
+else:
+    admit = lazy("lib.models.admit")
+    verify = lazy("lib.models.verify")
 
 
 @task(cache=CACHED, container_image=CPU_IMAGE, requests=MEDIUM, retries=RETRIES, timeout=SHORT)
@@ -18,7 +25,7 @@ def prepare_model(source: ModelSource) -> ModelArtifact:
     model = ModelFolder.create()
     with model.write() as staged:
         staged.lineage["source"] = source.content_hash()
-        admit_model(source.open(), staged)
+        admit.admit_model(source.open(), staged)
     return model
 
 
@@ -29,5 +36,5 @@ def verify_model(model: ModelArtifact) -> LogitReport:
     report = LogitReportFolder.create()
     with report.write() as staged, bar("verify", "models") as shown:
         staged.lineage["model"] = model.digest
-        write_logit_report(build_logit_report(model.open(), progress=shown.reach), model.digest, staged)
+        verify.write_logit_report(verify.build_logit_report(model.open(), progress=shown.reach), model.digest, staged)
     return report

@@ -25,9 +25,10 @@ class Bar:
         """So many are done in all."""
         self._shown.update(count - self._shown.n)
 
-    def tell(self, count: int, **figures: float | str) -> None:
-        """So many are done in all, with figures beside the bar."""
-        self._shown.set_postfix({name: _figure(value) for name, value in figures.items()}, refresh=False)
+    def tell(self, count: int, /, **figures: float | str) -> None:
+        """So many are done in all; figures to show beside it."""
+        shown = {name: value if isinstance(value, str) else f"{value:.4g}" for name, value in figures.items()}
+        self._shown.set_postfix(shown, refresh=False)
         self.reach(count)
 
 
@@ -37,7 +38,3 @@ def bar(title: str, unit: str, total: int | None = None) -> Iterator[Bar]:
     pause = TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
     with tqdm(desc=title, unit=f" {unit}", total=total, mininterval=pause, maxinterval=LOG_SECONDS, file=sys.stderr) as shown:
         yield Bar(shown)
-
-
-def _figure(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"

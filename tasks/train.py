@@ -1,18 +1,26 @@
 """Supervised fine-tuning on a Ray cluster of the size that the inputs ask for."""
 
-from flytekit import dynamic, task
-from lib.recipes.sft import run_sft
+from typing import TYPE_CHECKING
 
-from lib.cluster.ray_backend import RayGroup
+from flytekit import dynamic, task
+
 from lib.config.recipes import SftConfig, SftJob
-from lib.core.manifest import digest_of
 from lib.core.paths import runs_root
-from lib.models.verify import read_logit_report
 from tasks.artifacts import Checkpoint, CheckpointFolder, Dataset, LogitReport, ModelArtifact
 from tasks.cache import CACHED, code_version
 from tasks.clusters import ray_job
 from tasks.environments import CPU_IMAGE, LONG, RETRIES, SMALL, TRAIN_IMAGE, retry_infrastructure
-from tasks.progress import training_bar
+from tasks.lazy import lazy
+from tasks.progress import bar
+
+if TYPE_CHECKING:
+    from lib.cluster import ray_backend
+    from lib.models import verify
+    from lib.recipes import sft
+else:
+    ray_backend = lazy("lib.cluster.ray_backend")
+    verify = lazy("lib.models.verify")
+    sft = lazy("lib.recipes.sft")
 
 
 @task(cache=CACHED, container_image=CPU_IMAGE, requests=SMALL, retries=RETRIES)
@@ -34,13 +42,13 @@ def check_job(
 @retry_infrastructure
 def train_on_ray(model: ModelArtifact, data: Dataset, report: LogitReport, job: SftJob) -> Checkpoint:
     """Train, or go on where an earlier try of the same run was interrupted."""
-    lineage = {"model": model.digest, "data": data.digest, "job": digest_of(job.model_dump(mode="json"))}
-    run_dir = runs_root() / digest_of({**lineage, "code": code_version(__name__, "train_on_ray", __file__)})[:16]
+    identity = sft.run_identity(job, model_digest=model.digest, data_digest=data.digest)
+    run_dir = runs_root() / f"sft-{identity[:16]}-{code_version(__name__, 'train_on_ray', __file__)[:8]}"
     checkpoint = CheckpointFolder.create()
-    with checkpoint.write() as staged, training_bar(job.steps) as progress:
-        staged.lineage.update(lineage, logit_report=report.digest)
-        proof = read_logit_report(report.open())
-        run_sft(job, model.open(), data.open(), proof, staged, run_dir=run_dir, group_factory=RayGroup, progress=progress)
+    with checkpoint.write() as out, bar("train", "steps", job.steps) as shown:
+        out.lineage["logit_report"] = report.digest
+        inputs = (job, model.open(), data.open(), verify.read_logit_report(report.open()), out)
+        sft.run_sft(*inputs, run_dir=run_dir, group_factory=ray_backend.RayGroup, progress=shown.tell)
     return checkpoint
 
 
