@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from lib.core.artifact import STAGING_PREFIX, Staged, fsync_path, publish, verify, write_durably
 from lib.core.errors import ArtifactCorruptError, InfraError
 from lib.core.manifest import Json, canonical_json, file_sha256
-from lib.train.state import Fetch, Piece, TrainState
+from lib.train.state import Piece, TrainState
 
 KIND = "train_state"
 FACTS_NAME = "train_state.json"
@@ -69,6 +69,13 @@ def read_facts(folder: Path) -> Json:
     """Contents of train_state.json: step, num_ranks, and what the run stored beside them."""
     facts: Json = json.loads((folder / FACTS_NAME).read_text(encoding="utf-8"))
     return facts
+
+
+def read_values(folder: Path) -> list[Json]:
+    """[num_ranks] the plain values that each rank saved, by the name of the part of the state that they belong to."""
+    num_ranks = read_facts(folder)["num_ranks"]
+    paths = [folder / _part_name("values", rank, num_ranks, "json") for rank in range(num_ranks)]
+    return [json.loads(path.read_text(encoding="utf-8"))["values"] for path in paths]
 
 
 class CheckpointStore:
@@ -190,15 +197,13 @@ def load_state(folder: Path, state: TrainState, *, rank: int, num_ranks: int) ->
         ArtifactCorruptError: a tensor that the run needs isn't there, or its parts leave a hole.
     """
     facts = read_facts(folder)
-    saved_ranks = range(facts["num_ranks"])
-    values_paths = [folder / _part_name("values", r, len(saved_ranks), "json") for r in saved_ranks]
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in values_paths]
-    paths = [folder / _part_name("state", r, len(saved_ranks), "safetensors") for r in saved_ranks]
-    if len(saved_ranks) == num_ranks:
+    num_saved = facts["num_ranks"]
+    paths = [folder / _part_name("state", r, num_saved, "safetensors") for r in range(num_saved)]
+    if num_saved == num_ranks:
         paths.insert(0, paths.pop(rank))  # its own part first: it holds all that this rank needs
     reader = _PartsReader(paths)
     try:
-        state.load(reader.fetch, [record["values"] for record in records], rank=rank, num_ranks=num_ranks)
+        state.load(reader.fetch, read_values(folder), rank=rank, num_ranks=num_ranks)
     finally:
         reader.close()
     return facts
@@ -212,13 +217,11 @@ class _PartsReader:
         self._open: dict[Path, tuple[Any, dict[str, Box]]] = {}
 
     def close(self) -> None:
-        for stream, _ in self._open.values():
-            stream.__exit__(None, None, None)
-        self._open = {}
+        self._open.clear()
 
     def _part(self, path: Path) -> tuple[Any, dict[str, Box]]:
         if path not in self._open:
-            stream = safe_open(path, framework="pt").__enter__()
+            stream: Any = safe_open(path, framework="pt")
             placed = json.loads(stream.metadata()["boxes"])
             boxes = {
                 name: (tuple(placed[name]["offset"]), tuple(stream.get_slice(name).get_shape())) for name in stream.keys()  # noqa: SIM118
@@ -234,7 +237,7 @@ class _PartsReader:
         while have < num_rows or not pieces:
             found = self._rows(name, first + have, num_rows - have, whole_row=shape[1:])
             if found is None:
-                raise ArtifactCorruptError(f"{self._paths[0].parent}: no part holds row {first + have} of {name!r}; save it again")
+                raise ArtifactCorruptError(f"{self._paths[0].parent}: no part holds row {first + have} of {name!r}")
             pieces.append(found)
             have += found.shape[0] if shape else 1
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]

@@ -9,7 +9,7 @@ def gather_texts(text: str) -> list[str]:
     if not (dist.is_available() and dist.is_initialized()):
         return [text]
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    encoded = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device) if text else torch.zeros(0, dtype=torch.uint8)
+    encoded = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
     lengths = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device)
     lengths[dist.get_rank()] = encoded.numel()
     dist.all_reduce(lengths)

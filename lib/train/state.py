@@ -150,7 +150,7 @@ class RandomGenerators:
         return {}
 
     def values(self) -> Json:
-        numpy_state: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]
+        numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
         version, internal, gauss = random.getstate()
         return {
             "python": {"version": version, "internal": list(internal), "gauss": gauss},

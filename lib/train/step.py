@@ -44,6 +44,18 @@ class LossModule(nn.Module):
 
 
 @dataclass(frozen=True)
+class MicroBatch:
+    """What one forward and backward pass of a rank takes."""
+
+    batch: PackedBatch
+    layout: DocumentLayout
+
+    @staticmethod
+    def of(batch: PackedBatch) -> "MicroBatch":
+        return MicroBatch(batch, DocumentLayout.from_document_ids(batch.document_ids))
+
+
+@dataclass(frozen=True)
 class StepCounts:
     """What is counted over all ranks and micro-batches before a step begins."""
 
@@ -55,13 +67,13 @@ class StepCounts:
     """Ranks whose part of the pending checkpoint is on the disk."""
 
 
-def count_step(batches: Sequence[PackedBatch], layouts: Sequence[DocumentLayout], *, part_written: bool) -> StepCounts:
+def count_step(micro_batches: Sequence[MicroBatch], *, part_written: bool) -> StepCounts:
     """The one collective before the backward pass."""
     local = {
-        "num_targets": sum(batch.num_targets for batch in batches),
-        "num_tokens": sum(span.length for layout in layouts for span in layout.spans),
-        "num_slots": sum(batch.token_ids.numel() for batch in batches),
-        "sum_sq_document_lengths": sum(layout.sum_sq_lengths for layout in layouts),
+        "num_targets": sum(micro.batch.num_targets for micro in micro_batches),
+        "num_tokens": sum(span.length for micro in micro_batches for span in micro.layout.spans),
+        "num_slots": sum(micro.batch.token_ids.numel() for micro in micro_batches),
+        "sum_sq_document_lengths": sum(micro.layout.sum_sq_lengths for micro in micro_batches),
         "num_parts_written": int(part_written),
     }
     return StepCounts(**{key: int(value) for key, value in all_reduce_sum(local).items()})
@@ -70,8 +82,7 @@ def count_step(batches: Sequence[PackedBatch], layouts: Sequence[DocumentLayout]
 def train_step(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[PackedBatch],
-    layouts: Sequence[DocumentLayout],
+    micro_batches: Sequence[MicroBatch],
     counts: StepCounts,
     *,
     step: int,
@@ -85,10 +96,10 @@ def train_step(
         NonFiniteLossError: on all ranks, before anything is updated; names the step and all its samples.
     """
     optimizer.zero_grad(set_to_none=True)
-    total, num_correct = accumulate_gradients(module, batches, layouts, denominator=counts.num_targets, device=device)
+    total, num_correct = accumulate_gradients(module, micro_batches, denominator=counts.num_targets, device=device)
     sums = all_reduce_sum({"loss": total, "num_correct": num_correct})
     grad_norm = clip_grad_norm(module.parameters(), max_grad_norm)
-    local_ids = [sample_id for batch in batches for row in batch.sample_ids for sample_id in row]
+    local_ids = [sample_id for micro in micro_batches for row in micro.batch.sample_ids for sample_id in row]
     sample_ids = tuple(sample_id for text in gather_texts(json.dumps(local_ids)) for sample_id in json.loads(text))
     loss = sums["loss"] / max(counts.num_targets, 1)
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -110,8 +121,7 @@ def train_step(
 
 def accumulate_gradients(
     module: nn.Module,
-    batches: Sequence[PackedBatch],
-    layouts: Sequence[DocumentLayout],
+    micro_batches: Sequence[MicroBatch],
     *,
     denominator: int,
     device: torch.device,
@@ -121,11 +131,11 @@ def accumulate_gradients(
     Returns: this rank's loss sum (not divided) and its number of right targets.
     """
     total, num_correct = 0.0, 0
-    for index, (batch, layout) in enumerate(zip(batches, layouts, strict=True)):
+    for index, micro in enumerate(micro_batches):
         if isinstance(module, FSDPModule):
-            module.set_requires_gradient_sync(index == len(batches) - 1)
-        inputs = (batch.token_ids, batch.positions, batch.labels)
-        loss, correct = module(*(tensor.to(device, non_blocking=True) for tensor in inputs), layout)
+            module.set_requires_gradient_sync(index == len(micro_batches) - 1)
+        inputs = (micro.batch.token_ids, micro.batch.positions, micro.batch.labels)
+        loss, correct = module(*(tensor.to(device, non_blocking=True) for tensor in inputs), micro.layout)
         (loss / max(denominator, 1)).backward()
         total += float(loss)
         num_correct += int(correct)

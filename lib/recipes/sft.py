@@ -1,0 +1,283 @@
+"""Supervised fine-tuning: next-token cross-entropy on the assistant's tokens of packed conversations.
+
+`SftWorker.train` is the algorithm, one rank's view, read top to bottom; `run_sft` is the driver around it.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lib.cluster.group import Event, GroupFactory, Worker, dispatch
+from lib.config.recipes import SftJob
+from lib.core.artifact import Staged, link_or_copy, read_manifest, verify
+from lib.core.errors import InfraError, ModelError
+from lib.core.manifest import Json, canonical_json, digest_of, file_sha256
+from lib.core.seeding import derive_seed, seed_process
+from lib.data.batch import collate
+from lib.data.prefetch import Prefetcher
+from lib.data.rows import ConversationTable
+from lib.data.stats import packing_report
+from lib.data.stream import PackedStream, StepRows, merge_states
+from lib.models.decoder import Decoder
+from lib.models.hf_export import write_hf_folder
+from lib.models.hf_io import read_spec
+from lib.models.verify import LogitReport
+from lib.parallel.apply import shard_model
+from lib.parallel.load import full_tensors, load_sharded
+from lib.parallel.mesh import build_mesh
+from lib.parallel.reduce import all_reduce_sum, barrier
+from lib.tokens.chat import ChatEncoder
+from lib.tokens.tokenizer import Tokenizer
+from lib.train.checkpoint import CheckpointStore, checkpoint_folder, load_state, read_values
+from lib.train.journal import Journal
+from lib.train.lock import run_lock, worker_lock
+from lib.train.meters import METRICS_NAME, TIMINGS_NAME, peak_flops, read_rows, speed_summary
+from lib.train.optim import build_optimizer, learning_rate_at
+from lib.train.state import ModelAndOptimizer, RandomGenerators, TrainState, Values
+from lib.train.step import LossModule, MicroBatch, count_step, train_step
+from lib.train.supervise import CHECKPOINTS, Progress, resume_step, tell, train_with_restarts
+from lib.train.tracker import track
+
+EXPORT = "export"
+NUM_PREVIEWS = 3
+
+
+class SftWorker(Worker):
+    """One rank."""
+
+    @dispatch()
+    def train(self, job_values: Json, place: Json) -> Json:
+        """Train from the checkpoint of step place["resume_step"] (0: from the model) to the end, then export the weights.
+
+        Args:
+            job_values: an SftJob as plain values.
+            place: "model_dir", "data_dir", "run_dir", "identity", "resume_step".
+        """
+        job = SftJob.parse(job_values, where="job")
+        with worker_lock(Path(place["run_dir"])):
+            return self._train(job, place)
+
+    def _train(self, job: SftJob, place: Json) -> Json:
+        config, info, device = job.config, self.info, torch.device(self.info.device)
+        run_dir, model_dir = Path(place["run_dir"]), Path(place["model_dir"])
+        first_step = place["resume_step"] + 1
+        seed_process("sft", config.train.seed, info.rank)
+        torch.manual_seed(derive_seed("sft", config.train.seed, info.rank))
+        self.emit({"kind": "phase", "phase": "load", "step": place["resume_step"]})
+
+        module = _sharded_module(job, model_dir, device, fresh=first_step == 1)
+        optimizer = build_optimizer(module, config.optim)
+        encoder = ChatEncoder(Tokenizer.load(model_dir), config.data.train_on)
+        table = ConversationTable.open(Path(place["data_dir"]))
+        stream = PackedStream(
+            table,
+            encoder,
+            config.data,
+            sequence_length=job.sequence_length,
+            rows_per_step=config.train.rows_per_step,
+            rank=info.rank,
+            num_ranks=info.num_ranks,
+        )
+        position = {"data": stream.state()}
+        state = TrainState()
+        state.register("model", ModelAndOptimizer(module, optimizer))
+        state.register("random", RandomGenerators())
+        state.register("data", Values(lambda: position["data"], stream.load_state, merge_states))
+        checkpoints = run_dir / CHECKPOINTS
+        if first_step > 1:
+            folder = checkpoint_folder(checkpoints, place["resume_step"])
+            load_state(folder, state, rank=info.rank, num_ranks=info.num_ranks)
+            position["data"] = stream.state()
+        store = CheckpointStore(checkpoints, keep=config.train.keep_checkpoints, rank=info.rank, num_ranks=info.num_ranks)
+        peak = all_reduce_sum({"flops": peak_flops(device, getattr(torch, config.model.compute_dtype))})["flops"]
+        journal = None
+        if info.rank == 0:
+            journal = Journal(self, run_dir, steps=job.steps, resume_step=place["resume_step"], peak_flops=peak)
+
+        with Prefetcher(stream, _to_micro_batches(job, encoder.tokenizer.pad_id), config.data.prefetch_batches) as feed:
+            for step in range(first_step, job.steps + 1):
+                micro_batches = feed.next_step()
+                counts = count_step(micro_batches, part_written=store.part_written())
+                if store.pending and counts.num_parts_written == info.num_ranks:
+                    store.all_parts_written(before_publishing=journal.sync if journal else None)
+                report = train_step(
+                    module,
+                    optimizer,
+                    micro_batches,
+                    counts,
+                    step=step,
+                    learning_rate=learning_rate_at(step, steps=job.steps, peak=job.learning_rate, config=config.optim),
+                    max_grad_norm=config.optim.max_grad_norm,
+                    device=device,
+                )
+                position["data"] = feed.state()
+                if journal:
+                    journal.step_done(report, module.decoder.spec, counts.sum_sq_document_lengths)
+                if step % config.train.checkpoint_every == 0 or step == job.steps:
+                    _finish_save(store, config.train.step_deadline_seconds, journal)
+                    store.save_async(step, state, {"identity": place["identity"]})
+        _finish_save(store, config.train.step_deadline_seconds, journal)
+        store.wait_until_published()
+        store.close()
+        self.emit({"kind": "phase", "phase": "export", "step": job.steps})
+        _export(module, model_dir, run_dir / EXPORT, rank=info.rank)
+        previews = encoder.encode(table.rows(range(min(NUM_PREVIEWS, len(table)))))
+        return {"mask_preview_html": [encoder.preview_html(encoded) for encoded in previews]}
+
+
+def run_sft(
+    job: SftJob,
+    model_dir: Path,
+    data_dir: Path,
+    report: LogitReport,
+    out: Staged,
+    *,
+    run_dir: Path,
+    group_factory: GroupFactory,
+    progress: Progress,
+) -> None:
+    """Train and fill `out`, an artifact of kind "checkpoint": hf/, state/, metrics.jsonl, train_report.json.
+
+    A run that was killed, driver and all, goes on from its last checkpoint when it is called again with the same job and
+    run folder, and ends in the same bits.
+
+    Args:
+        model_dir, data_dir: artifacts, a Hugging Face model and a data set of conversations.
+        report: the model's logit report.
+        out: its lineage, with what the caller has put there, becomes tags of the tracked run.
+        run_dir: the run's own folder; on several nodes, on a file system that all of them share.
+        progress: called with the number of steps done and figures to show beside it (see lib/train/supervise.py `tell`).
+    Raises:
+        ModelError: the logit report is of another model, or was not passed.
+        RunInUseError: another live process trains in run_dir.
+        NonFiniteLossError: names the step and its samples; earlier checkpoints are untouched.
+        InfraError: the workers died too often, or a checkpoint couldn't be written.
+    """
+    model, data = verify(model_dir), read_manifest(data_dir)
+    _check_admitted(report, model.digest)
+    identity = run_identity(job, model_digest=model.digest, data_digest=data.digest)
+    out.lineage.update(model=model.digest, data=data.digest, job=digest_of(job.model_dump(mode="json")))
+    place = {"model_dir": str(model_dir), "data_dir": str(data_dir), "run_dir": str(run_dir), "identity": identity}
+    with run_lock(run_dir), track(job.config.tracking, identity, job.model_dump(mode="json"), out.lineage) as tracked:
+
+        def on_event(event: Event) -> None:
+            tracked.log(event)
+            tell(progress, event)
+
+        result = train_with_restarts(
+            SftWorker,
+            lambda step: [job.model_dump(mode="json"), {**place, "resume_step": step}],
+            shape=job.shape,
+            cluster=job.config.cluster,
+            train=job.config.train,
+            start_at=lambda: resume_step(run_dir, identity),
+            group_factory=group_factory,
+            on_event=on_event,
+        )
+        _fill(out, job, run_dir, result)
+    out.info.update(
+        speed_summary(read_rows(run_dir / TIMINGS_NAME)),
+        restarts=result["restarts"],
+        num_ranks=job.shape.num_ranks,
+        mlflow_run_id=tracked.run_id,
+        run_identity=identity,
+    )
+
+
+def run_identity(job: SftJob, *, model_digest: str, data_digest: str) -> str:
+    """Names a run by what decides its numbers: not by the cluster, deadlines or tracking, which may change on a restart."""
+    values = job.model_dump(
+        mode="json",
+        exclude={
+            "nodes": True,
+            "gpus_per_node": True,
+            "config": {
+                "cluster": True,
+                "tracking": True,
+                "data": {"prefetch_batches"},
+                "train": {"checkpoint_every", "keep_checkpoints", "max_restarts", "step_deadline_seconds"},
+            },
+        },
+    )
+    return digest_of({"recipe": "sft", "job": values, "model": model_digest, "data": data_digest})
+
+
+def _check_admitted(report: LogitReport, model_digest: str) -> None:
+    if report.model_digest != model_digest:
+        raise ModelError(
+            f"the logit report is of model {report.model_digest[:12] or 'unknown'}, the model to train is {model_digest[:12]}; "
+            "verify this model and pass its own report"
+        )
+    if not report.passed:
+        problems = "; ".join(report.problems[:5]) or "no reason given"
+        raise ModelError(f"model {model_digest[:12]} has not passed its logit report ({problems}); it must not be trained")
+
+
+def _sharded_module(job: SftJob, model_dir: Path, device: torch.device, *, fresh: bool) -> LossModule:
+    """The model on this rank; its weights read from the model folder if `fresh`, else still to be filled."""
+    _, spec = read_spec(model_dir)
+    with torch.device("meta"):
+        module = LossModule(Decoder(spec), job.config.model.loss_chunk_tokens)
+    shard_model(module, build_mesh(job.shape), job.config.model)
+    if fresh:
+        load_sharded(module, model_dir, device)
+    else:
+        module.to_empty(device=device)
+    return module
+
+
+def _to_micro_batches(job: SftJob, pad_id: int) -> Callable[[StepRows], list[MicroBatch]]:
+    size = job.config.train.rows_per_micro_batch
+
+    def prepare(step_rows: StepRows) -> list[MicroBatch]:
+        rows = step_rows.rows
+        groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [MicroBatch.of(collate(group, job.sequence_length, pad_id)) for group in groups]
+
+    return prepare
+
+
+def _finish_save(store: CheckpointStore, deadline_seconds: float, journal: Journal | None) -> None:
+    """Wait until the save under way has all its parts, and have it published."""
+    if store.pending:
+        store.wait_for_part()
+        barrier(deadline_seconds)
+        store.all_parts_written(before_publishing=journal.sync if journal else None)
+
+
+def _export(module: torch.nn.Module, model_dir: Path, folder: Path, *, rank: int) -> None:
+    """Rank 0 writes the weights as the Hugging Face folder that they came from; the others lend their pieces."""
+    if rank:
+        for _ in full_tensors(module):
+            continue
+        return
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_hf_folder(folder, full_tensors(module), model_dir)
+    except OSError as error:
+        raise InfraError(f"{folder}: can't write the trained weights: {error}; free disk space there and run again") from error
+
+
+def _fill(out: Staged, job: SftJob, run_dir: Path, result: Json) -> None:
+    """Everything in `out` is a function of the job and its inputs: nothing of the clock, nothing of restarts."""
+    final = checkpoint_folder(run_dir / CHECKPOINTS, job.steps)
+    for entry in verify(final).files:
+        link_or_copy(final / entry.path, out.path / "state" / entry.path)
+        out.known_sha256[f"state/{entry.path}"] = entry.sha256
+    weights = {}
+    for path in sorted((run_dir / EXPORT).iterdir()):
+        link_or_copy(path, out.path / "hf" / path.name)
+        if path.suffix == ".safetensors":
+            weights[path.name] = out.known_sha256[f"hf/{path.name}"] = file_sha256(path)
+    shutil.copyfile(run_dir / METRICS_NAME, out.path / METRICS_NAME)
+    rows = read_rows(run_dir / METRICS_NAME)
+    curves = {key: [row[key] for row in rows] for key in rows[0] if key != "sample_ids"}
+    packing = packing_report(merge_states([values["data"] for values in read_values(final)])).to_json()
+    train_report = {"curves": curves, "packing": packing, "mask_preview_html": result["mask_preview_html"]}
+    (out.path / "train_report.json").write_text(canonical_json({**train_report, "job": job.model_dump(mode="json")}))
+    totals = ("num_tokens", "num_targets", "num_slots")
+    out.counts.update(steps=job.steps, **{key: sum(row[key] for row in rows) for key in totals})
+    out.meta.update(format="huggingface", step=job.steps, weights_digest=digest_of(weights), loss_last=rows[-1]["loss"])

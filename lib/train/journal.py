@@ -1,0 +1,39 @@
+"""Rank 0's record of a run: metrics to one file, timings to another, both to the driver as an event."""
+
+from pathlib import Path
+
+from lib.cluster.group import Worker
+from lib.models.flops import flops_per_step
+from lib.models.spec import DecoderSpec
+from lib.train.meters import METRICS_NAME, TIMINGS_NAME, SpeedMeter, StepLog, StepReport, report_row
+
+
+class Journal:
+    """Lines of steps up to `resume_step` stay, later ones of a start that was killed are cut."""
+
+    def __init__(self, worker: Worker, run_dir: Path, *, steps: int, resume_step: int, peak_flops: float) -> None:
+        """peak_flops: of all ranks together, per second."""
+        self._worker, self._steps = worker, steps
+        self._metrics = StepLog(run_dir / METRICS_NAME, resume_step=resume_step)
+        self._timings = StepLog(run_dir / TIMINGS_NAME, resume_step=resume_step)
+        self._meter = SpeedMeter(steps=steps, peak_flops=peak_flops)
+
+    def step_done(self, report: StepReport, spec: DecoderSpec, sum_sq_document_lengths: int) -> None:
+        """Write down a step that ended just now. The event is {"kind": "step", "steps", report's and meter's figures}."""
+        row = report_row(report)
+        self._metrics.write(row)
+        flops = flops_per_step(
+            spec,
+            num_tokens=report.num_tokens,
+            sum_sq_document_lengths=sum_sq_document_lengths,
+            num_targets=report.num_targets,
+        )
+        speed = self._meter.step_done(step=report.step, num_tokens=report.num_tokens, flops=flops)
+        self._timings.write({"step": report.step, **speed})
+        del row["sample_ids"]
+        self._worker.emit({"kind": "step", "steps": self._steps, **row, **speed})
+
+    def sync(self) -> None:
+        """Bring all lines to the disk: before the checkpoint that counts on them is published."""
+        self._metrics.sync()
+        self._timings.sync()

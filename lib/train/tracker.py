@@ -1,0 +1,155 @@
+"""Metrics on their way to MLflow: written to a spool on the local disk, delivered by a process of its own.
+
+What a run logs is a line appended to a file; nothing here talks to a server, so a server that is slow or down costs
+training nothing. `python -m lib.train.tracking` delivers the spool while the run goes on, and what it couldn't deliver is
+delivered beside the next run on this machine. One process delivers, whoever logs.
+"""
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from lib.config.train import TrackingConfig
+from lib.core.manifest import Json, canonical_json, digest_of
+from lib.core.paths import home, safe_name
+from lib.train.meters import read_rows
+
+RUN_NAME, STEPS_NAME, OUTCOME_NAME, DELIVERED_NAME = "run.json", "steps.jsonl", "outcome.json", "delivered.json"
+_TRACKED = ("loss", "accuracy", "grad_norm", "learning_rate", "num_targets", "tokens_per_second", "mfu")
+_MAX_VALUE_CHARS = 6000
+_LOGGER = logging.getLogger(__name__)
+
+Outcome = Literal["FINISHED", "FAILED"]
+
+
+def spool_root() -> Path:
+    """Folder of spools, one for each run identity."""
+    root = home() / "tracking"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+class Tracker:
+    """The tracking of one run; belongs to the driver. A run that is started again goes on with the same spool."""
+
+    def __init__(self, *, experiment: str, identity: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
+        """identity: names the run across restarts. params: dotted key -> value; what changed on a restart becomes a tag."""
+        self._folder = spool_root() / safe_name(identity, what="run identity")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if (self._folder / DELIVERED_NAME).exists():  # the last run of this name is over: this is a new one
+            (self._folder / STEPS_NAME).unlink(missing_ok=True)
+            (self._folder / DELIVERED_NAME).unlink()
+        (self._folder / OUTCOME_NAME).unlink(missing_ok=True)
+        short = {key: _short(value) for key, value in params.items()}
+        _replace(self._folder / RUN_NAME, {"experiment": experiment, "identity": identity, "params": short, "tags": dict(tags)})
+        rows = read_rows(self._folder / STEPS_NAME)
+        _replace_lines(self._folder / STEPS_NAME, rows)  # without a last line that a kill cut short
+        self._last_step = max((row["step"] for row in rows), default=0)
+        self._spool = (self._folder / STEPS_NAME).open("a", encoding="utf-8")
+        self._delivery = _start_delivery(self._folder)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One point of each metric; a step that was logged before, in this start or another, isn't logged again."""
+        if step <= self._last_step:
+            return
+        self._last_step = step
+        finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+        now = time.time_ns() // 1_000_000
+        row = {"step": step, "milliseconds": now, "metrics": finite, "skipped": len(metrics) - len(finite)}
+        self._spool.write(canonical_json(row) + "\n")
+        self._spool.flush()
+
+    def close(self, outcome: Outcome, *, wait_seconds: float = 30.0) -> str | None:
+        """End the run and wait that long for the delivery; returns MLflow's run id, None if it couldn't be delivered yet."""
+        self._spool.close()
+        _replace(self._folder / OUTCOME_NAME, {"outcome": outcome})
+        try:
+            self._delivery.wait(wait_seconds)
+        except subprocess.TimeoutExpired:
+            self._delivery.kill()
+            self._delivery.wait()
+        delivered = self._folder / DELIVERED_NAME
+        if not delivered.exists():
+            _LOGGER.warning("MLflow can't be reached; the metrics wait in %s for the next run", self._folder)
+            return None
+        return str(json.loads(delivered.read_text(encoding="utf-8"))["run_id"])
+
+
+class TrackedRun:
+    """What the driver tells of a run; tells nobody where tracking is switched off."""
+
+    def __init__(self, tracker: Tracker | None) -> None:
+        self._tracker = tracker
+        self.run_id: str | None = None
+        """MLflow's id of the run once it has ended and is delivered."""
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        if self._tracker and event["kind"] == "step":
+            self._tracker.log(event["step"], {name: event[name] for name in _TRACKED})
+
+    def end(self, outcome: Outcome) -> None:
+        if self._tracker:
+            self.run_id = self._tracker.close(outcome)
+
+
+@contextmanager
+def track(config: TrackingConfig, identity: str, values: Json, lineage: Mapping[str, str]) -> Iterator[TrackedRun]:
+    """The tracking of a run for the duration of the block; it has failed if the block raises.
+
+    values: the job, whose leaves become parameters. lineage: input -> digest, become tags.
+    """
+    tracker = None
+    if config.mlflow:
+        tags = {f"lineage.{name}": digest for name, digest in lineage.items()}
+        tracker = Tracker(experiment=config.experiment, identity=identity, params=flatten(values), tags=tags)
+    run = TrackedRun(tracker)
+    try:
+        yield run
+    except BaseException:
+        run.end("FAILED")
+        raise
+    run.end("FINISHED")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _start_delivery(folder: Path) -> "subprocess.Popen[bytes]":
+    """The process ends when the run's outcome is delivered, or when this process is gone."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "OMP_NUM_THREADS": "1"}
+    env = {**limits, **os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-m", "lib.train.tracking", str(folder), str(os.getpid())]
+    return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def _short(value: object) -> str:
+    """The text of a parameter, or its beginning and digest where MLflow wouldn't take all of it."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= _MAX_VALUE_CHARS else f"{text[: _MAX_VALUE_CHARS - 80]}… sha256 {digest_of(text)}"
+
+
+def _replace(path: Path, value: Json) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_text(canonical_json(value), encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def _replace_lines(path: Path, rows: list[Json]) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_text("".join(canonical_json(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(fresh, path)
