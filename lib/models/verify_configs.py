@@ -41,7 +41,7 @@ def llama_case(seed: int, index: int) -> RandomCase:
         "num_attention_heads": num_heads,
         "num_key_value_heads": num_kv_heads,
         "head_dim": rng.choice([None, 8, 12, 32]),
-        "max_position_embeddings": 128,
+        "max_position_embeddings": 1024,
         "rms_norm_eps": rng.choice([1e-6, 1e-5, 1e-3, 1e-2]),
         "tie_word_embeddings": index % 2 == 0,
         "attention_bias": index // 2 % 2 == 0,

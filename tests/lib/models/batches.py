@@ -1,0 +1,30 @@
+"""Small packed batches for model tests."""
+
+import torch
+
+from lib.models.decoder import Decoder
+from lib.models.layers.documents import PADDING, DocumentLayout
+
+
+def packed(
+    rows: list[list[int]], num_columns: int, vocab_size: int, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, DocumentLayout]:
+    """(token ids, positions, layout) of documents of the given lengths, with padding at the end of each row."""
+    generator = torch.Generator().manual_seed(seed)
+    token_ids = torch.randint(vocab_size, (len(rows), num_columns), generator=generator)
+    positions = torch.zeros(len(rows), num_columns, dtype=torch.int64)
+    document_ids = torch.full((len(rows), num_columns), PADDING)
+    for row, lengths in enumerate(rows):
+        start = 0
+        for number, length in enumerate(lengths):
+            positions[row, start : start + length] = torch.arange(length)
+            document_ids[row, start : start + length] = number
+            start += length
+    return token_ids, positions, DocumentLayout.from_document_ids(document_ids)
+
+
+def logits(decoder: Decoder, token_ids: torch.Tensor, positions: torch.Tensor, layout: DocumentLayout) -> torch.Tensor:
+    """[B, T, V] float32."""
+    hidden = decoder(token_ids, positions, layout)
+    result: torch.Tensor = (hidden @ decoder.head_weight.T).float()
+    return result

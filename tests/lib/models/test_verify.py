@@ -1,0 +1,89 @@
+"""The logit report admits what is right and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from lib.core.artifact import stage_artifact, verify
+from lib.core.errors import ArtifactCorruptError, ModelError
+from lib.models.verify import LogitReport, build_logit_report, read_logit_report, write_logit_report
+from tests.lib.models.mutants import MUTANTS, is_rejected, planted
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> LogitReport:
+    return build_logit_report(tiny_model(tmp_path_factory.mktemp("verify") / "model"))
+
+
+def test_forty_random_models_agree_with_transformers(report: LogitReport) -> None:
+    """[D8, B1] Logits <= 1e-5 absolute, packed and alone; gradients <= 1e-5 of the greatest; no bit leaks."""
+    assert report.passed and not report.problems and report.num_configs == len(report.cases) == 40
+    assert report.max_logit_diff <= 1e-5 and report.packed_diff <= 1e-5 and report.max_grad_diff <= 1e-5
+    assert all(case.leaked == 0 and 0.5 < case.max_logit < 10.0 for case in report.cases)
+    assert report.checkpoint.logit_diff <= 1e-5 * report.checkpoint.max_logit
+
+
+def test_the_random_models_cover_the_config(report: LogitReport) -> None:
+    """[D8] Tied and untied, each rope, each bias, head_dim of its own, one and many groups: all are drawn."""
+    text = "\n".join(case.model for case in report.cases)
+    ropes = ["rope default", "rope linear", "rope llama3"]
+    biases = [f"biases {first}/{second}" for first in (True, False) for second in (True, False)]
+    for part in ["tied True", "tied False", *ropes, *biases, "1 layers", "3 layers", "heads of 12", "4/1 heads", "2/2 heads"]:
+        assert part in text, part
+    assert len(set(text.split("\n"))) == 40
+
+
+def test_a_report_is_the_same_every_time(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path)
+    steps: list[int] = []
+    first = build_logit_report(folder, num_configs=3, progress=steps.append)
+    assert first == build_logit_report(folder, num_configs=3) and steps == [1, 2, 3, 4]
+    assert first != build_logit_report(folder, num_configs=3, seed=1)
+
+
+def test_a_report_travels_as_an_artifact(report: LogitReport, tmp_path: Path) -> None:
+    with stage_artifact(tmp_path / "report", "logit_report") as staged:
+        write_logit_report(report, "f" * 64, staged)
+    assert verify(tmp_path / "report").meta == {"model": "f" * 64, "passed": True}
+    assert read_logit_report(tmp_path / "report") == report.model_copy(update={"model_digest": "f" * 64})
+    (tmp_path / "report" / "logit_report.json").write_text('{"passed": true}')
+    with pytest.raises(ArtifactCorruptError, match="make it again"):
+        read_logit_report(tmp_path / "report")
+    with pytest.raises(ArtifactCorruptError, match="no such file"):
+        read_logit_report(tmp_path)
+
+
+def test_a_broken_model_does_not_pass(tmp_path: Path) -> None:
+    """A weight that is not a number makes every comparison of the checkpoint fail."""
+    folder = tiny_model(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    report = build_logit_report(folder, num_configs=1)
+    assert not report.passed and report.problems
+
+
+def test_an_unknown_model_is_an_error_not_a_report(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}))
+    with pytest.raises(ModelError, match="unknown; known"):
+        build_logit_report(tmp_path)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_planted_fault_is_rejected(mutant: str) -> None:
+    """One line is wrong: base, pairing, eps, groups, mask, scale, tying, names...; twelve random models suffice to see it."""
+    assert is_rejected(mutant)
+
+
+def test_without_a_fault_nothing_is_rejected() -> None:
+    """The planting itself changes nothing: the same line put in its own place passes."""
+    MUTANTS["none"] = ("layers.mlp", "silu", "silu")
+    try:
+        with planted("none") as fresh:
+            results = [fresh.compare_random(fresh.RANDOM_CONFIGS["llama"](0, index), index) for index in range(12)]
+    finally:
+        del MUTANTS["none"]
+    assert not any(result.problems() for result in results)

@@ -1,0 +1,165 @@
+"""N ranks are one rank: weights, losses, gradients, norms and exports of a sharded model are those of a whole one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lib.config.parallel import ClusterShape
+from lib.core.errors import ConfigError
+from lib.models.decoder import Decoder
+from lib.models.hf_io import CheckpointReader, load_full, read_spec
+from lib.parallel.mesh import build_mesh
+from lib.parallel.reduce import all_reduce_sum, barrier, clip_grad_norm
+from tests.lib.parallel.ranks import run_here, run_ranks
+from tests.lib.parallel.work import CASES, LossModule, digest, everything, share
+from tests.tiny import VOCAB_SIZE, tiny_model
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("sharding")
+    return {case: tiny_model(root / str(number), **overrides) for number, (case, (_, overrides)) in enumerate(CASES.items())}
+
+
+@pytest.fixture(scope="module")
+def one_rank(folders: dict[str, Path]) -> dict[str, Any]:
+    result: dict[str, Any] = run_here(everything, folders)
+    return result
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folders: dict[str, Path]) -> list[dict[str, Any]]:
+    return run_ranks(everything, 2, folders)
+
+
+def plain(folder: Path) -> LossModule:
+    with torch.device("meta"):
+        decoder = Decoder(read_spec(folder)[1])
+    load_full(decoder, folder)
+    return LossModule(decoder)
+
+
+def relative(ours: Any, theirs: Any) -> float:
+    """Greatest difference in units of the greatest |value|."""
+    ours, theirs = torch.tensor(ours, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64)
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_sharded_load_is_the_full_load(case: str, folders: dict[str, Path], two_ranks: list[dict[str, Any]]) -> None:
+    """Bit for bit, and each rank reads at most 1.1 times its share of the bytes."""
+    expected = {name: digest(tensor) for name, tensor in plain(folders[case]).decoder.named_parameters()}
+    reader = CheckpointReader(folders[case])
+    total = sum(reader.get(name).nbytes for name in reader.names())
+    for rank in two_ranks:
+        assert rank[case]["loaded"] == expected
+        assert rank[case]["bytes_read"] <= 1.1 * total / 2
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_export_is_the_checkpoint(case: str, folders: dict[str, Path], two_ranks: list[dict[str, Any]]) -> None:
+    """Whole tensors under their checkpoint names, equal to the stored ones (as float32) on every rank."""
+    reader = CheckpointReader(folders[case])
+    expected = {name: digest(reader.get(name).float()) for name in reader.names()}
+    assert all(rank[case]["exported"] == expected for rank in two_ranks)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "bf16"])
+def test_loss_and_gradients_do_not_depend_on_the_ranks(
+    case: str, folders: dict[str, Path], one_rank: dict[str, Any], two_ranks: list[dict[str, Any]]
+) -> None:
+    """Sums over all rows: a plain module, one rank and two ranks agree to 1e-5 relative. [E8] The tied gradient counts once."""
+    module = plain(folders[case])
+    loss = module(*share(1, 0, VOCAB_SIZE))
+    loss.backward()
+    for result in (one_rank, *two_ranks):
+        assert result[case]["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert result[case]["gradients"].keys() == {name for name, _ in module.decoder.named_parameters()}
+        for name, parameter in module.decoder.named_parameters():
+            assert parameter.grad is not None
+            assert relative(result[case]["gradients"][name], parameter.grad.tolist()) <= 1e-5, name
+
+
+def test_bfloat16_gradients_agree_to_its_rounding(one_rank: dict[str, Any], two_ranks: list[dict[str, Any]]) -> None:
+    assert two_ranks[0]["bf16"]["loss"] == pytest.approx(one_rank["bf16"]["loss"], rel=1e-3)
+    for name, gradient in one_rank["bf16"]["gradients"].items():
+        assert relative(two_ranks[0]["bf16"]["gradients"][name], gradient) <= 3e-2, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_masters_and_gradients_are_float32(case: str, two_ranks: list[dict[str, Any]]) -> None:
+    """[C8] Whatever the compute dtype."""
+    assert all(rank[case]["dtypes"] == ["torch.float32"] for rank in two_ranks)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_norm_is_one_number(case: str, one_rank: dict[str, Any], two_ranks: list[dict[str, Any]]) -> None:
+    """The same on both ranks to the bit, equal to that of one rank, right, and 0.5 after clipping to 0.5."""
+    first, second = two_ranks
+    assert first[case]["norm"] == second[case]["norm"]
+    assert first[case]["norm"] == pytest.approx(one_rank[case]["norm"], rel=1e-2 if case == "bf16" else 1e-5)
+    squares = [torch.tensor(gradient, dtype=torch.float64).square().sum() for gradient in first[case]["gradients"].values()]
+    assert first[case]["norm"] == pytest.approx(float(torch.stack(squares).sum().sqrt()), rel=1e-6)
+    assert first[case]["clipped"] == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("case", ["fp32", "fp32 recomputed", "fp32 untied, biases"])
+def test_training_steps_agree(case: str, one_rank: dict[str, Any], two_ranks: list[dict[str, Any]]) -> None:
+    """[E8] After optimizer steps the weights of two ranks are those of one; a tied head has no weight of its own."""
+    assert two_ranks[0][case]["trained"] == two_ranks[1][case]["trained"]
+    for name, weight in one_rank[case]["trained"].items():
+        assert relative(two_ranks[0][case]["trained"][name], weight) <= 1e-3, name
+    assert ("lm_head.weight" in two_ranks[0][case]["trained"]) == ("untied" in case)
+
+
+def test_recomputing_changes_no_bit(one_rank: dict[str, Any]) -> None:
+    assert one_rank["fp32"]["gradients"] == one_rank["fp32 recomputed"]["gradients"]
+
+
+def test_whole_numbers_are_summed_exactly(one_rank: dict[str, Any], two_ranks: list[dict[str, Any]]) -> None:
+    assert one_rank["fp32"]["tokens"] == 2**40
+    assert {rank["fp32"]["tokens"] for rank in two_ranks} == {2**41 + 1}
+
+
+def test_replicas_of_shards_give_the_same_gradients(one_rank: dict[str, Any], two_ranks: list[dict[str, Any]]) -> None:
+    """Two replicas of one shard each: the second mesh axis sums too, and the norm counts each piece once."""
+    first, second = (rank["replicas"] for rank in two_ranks)
+    assert first["norm"] == second["norm"] == pytest.approx(one_rank["fp32"]["norm"], rel=1e-5)
+    for name, gradient in one_rank["fp32"]["gradients"].items():
+        assert relative(first["gradients"][name], gradient) <= 1e-5, name
+
+
+def test_documents_do_not_see_each_other_on_two_ranks(two_ranks: list[dict[str, Any]]) -> None:
+    """[B1] Exactly 0 on rank 0; rank 1, whose every token changed, is the control."""
+    assert two_ranks[0]["leaks"] == 0
+    assert two_ranks[1]["leaks"] > 0
+
+
+def test_a_missing_rank_is_noticed_at_the_deadline(two_ranks: list[dict[str, Any]]) -> None:
+    """Rank 1 goes away after the first barrier; rank 0 waits one second and says so."""
+    assert "rank 0" in two_ranks[0]["barrier"] and "within 1 s" in two_ranks[0]["barrier"]
+
+
+def test_no_gradients_have_norm_zero() -> None:
+    assert clip_grad_norm([torch.zeros(2, requires_grad=True)], 1.0) == 0.0
+
+
+@pytest.mark.parametrize(("gradient", "norm"), [([3.0, float("inf")], float("inf")), ([0.3, 0.4], 0.5)])
+def test_nothing_is_scaled_that_should_not_be(gradient: list[float], norm: float) -> None:
+    """Not finite: returned, left alone for whoever refuses the step. Below the limit: left alone."""
+    weight = torch.zeros(2, requires_grad=True)
+    weight.grad = torch.tensor(gradient)
+    assert clip_grad_norm([weight], 1.0) == pytest.approx(norm)
+    assert weight.grad.tolist() == pytest.approx(gradient)
+
+
+def test_sums_and_barrier_without_a_process_group() -> None:
+    assert all_reduce_sum({"a": 1, "b": 2.5}) == {"a": 1, "b": 2.5}
+    barrier(1.0)
+
+
+def test_replicas_must_divide_the_ranks() -> None:
+    with pytest.raises(ConfigError, match="3 replicas don't divide 4 ranks"):
+        build_mesh(ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=4, threads_per_rank=1), num_replicas=3)

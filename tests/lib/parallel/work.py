@@ -1,0 +1,131 @@
+"""What the ranks of the sharding tests do. Kept apart from the tests, so that a rank starts without pytest and transformers."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from lib.config.model import ModelConfig
+from lib.config.parallel import ClusterShape
+from lib.core.errors import WorkerDiedError
+from lib.models.decoder import Decoder
+from lib.models.hf_io import read_spec
+from lib.models.layers.documents import DocumentLayout
+from lib.parallel.apply import shard_model
+from lib.parallel.load import decoder_of, full_tensors, load_sharded
+from lib.parallel.mesh import build_mesh
+from lib.parallel.reduce import all_reduce_sum, barrier, clip_grad_norm
+from tests.lib.models.batches import packed
+
+ROWS = [[9, 17, 4], [23, 9], [30, 1], [8, 8, 8, 8]]
+NUM_COLUMNS = 34
+FP32: dict[str, Any] = {"compute_dtype": "float32"}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "fp32": (FP32, {}),
+    "fp32 untied, biases": (FP32, {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
+    "fp32 recomputed": (FP32 | {"activation_checkpointing": True}, {}),
+    "fp32 odd sizes": (FP32, {"hidden_size": 60, "intermediate_size": 91, "head_dim": 10}),
+    "bf16": ({"compute_dtype": "bfloat16"}, {}),
+}
+"""Case -> (fields of ModelConfig, fields of the tiny model)."""
+
+
+class LossModule(nn.Module):
+    """A root around the decoder that uses the head, as training does: the summed loss of guessing each token plus one."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, layout: DocumentLayout) -> torch.Tensor:
+        logits = (self.decoder(token_ids, positions, layout) @ self.decoder.head_weight.T).float()
+        targets = (token_ids[..., None] + 1) % logits.shape[-1]
+        return -torch.log_softmax(logits, -1).gather(-1, targets)[..., 0][layout.document_ids_BT >= 0].sum()
+
+
+def digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def share(num_ranks: int, rank: int, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor, DocumentLayout]:
+    """Rows rank, rank + num_ranks, ... of the global batch."""
+    token_ids, positions, layout = packed(ROWS, NUM_COLUMNS, vocab_size)
+    rows = slice(rank, None, num_ranks)
+    return token_ids[rows], positions[rows], DocumentLayout.from_document_ids(layout.document_ids_BT[rows])
+
+
+def everything(folders: dict[str, Path]) -> dict[str, Any]:
+    """Every case in one set of processes, since starting them costs more than what they compute."""
+    results: dict[str, Any] = {case: train(folders[case], options) for case, (options, _) in CASES.items()}
+    if dist.get_world_size() == 2:
+        results["replicas"] = train(folders["fp32"], FP32, num_replicas=2)
+        results["leaks"] = leaks(folders["bf16"])
+        results["barrier"] = miss_a_barrier()  # last: rank 1 leaves
+    return results
+
+
+def train(folder: Path, options: dict[str, Any], num_replicas: int = 1) -> dict[str, Any]:
+    """What a rank sees: after loading, after one backward, after clipping, and two optimizer steps later."""
+    module, bytes_read = _sharded(folder, options, num_replicas)
+    decoder = decoder_of(module)
+    batch = share(dist.get_world_size(), dist.get_rank(), decoder.spec.vocab_size)
+    result: dict[str, Any] = {"bytes_read": bytes_read}
+    result["loaded"] = {name: digest(_whole(tensor)) for name, tensor in decoder.named_parameters()}
+    result["exported"] = {name: digest(tensor) for name, tensor in full_tensors(module)}
+    loss = module(*batch)
+    loss.backward()
+    gradients = {name: tensor.grad for name, tensor in decoder.named_parameters() if tensor.grad is not None}
+    result["gradients"] = {name: _whole(gradient).tolist() for name, gradient in gradients.items()}
+    result["dtypes"] = sorted({str(tensor.dtype) for tensor in [*decoder.parameters(), *gradients.values()]})
+    result["norm"] = clip_grad_norm(module.parameters(), 0.5)
+    result["clipped"] = clip_grad_norm(module.parameters(), 1e9)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
+    for _ in range(2):
+        optimizer.step()
+        optimizer.zero_grad()
+        module(*batch).backward()
+    result["trained"] = {name: tensor.tolist() for name, tensor in full_tensors(module)}
+    return result | all_reduce_sum({"loss": float(loss.detach()), "tokens": 2**40 + dist.get_rank()})
+
+
+def leaks(folder: Path) -> int:
+    """Hidden numbers of kept documents that changed when one document of rank 0 and all of rank 1 were replaced."""
+    module, _ = _sharded(folder, {"compute_dtype": "bfloat16"})
+    vocab_size = module.decoder.spec.vocab_size
+    token_ids, positions, layout = share(2, dist.get_rank(), vocab_size)
+    span = layout.spans[1]
+    replaced = torch.full_like(token_ids, dist.get_rank() == 1, dtype=torch.bool)
+    replaced[span.row, span.start : span.end] = True
+    kept = (layout.document_ids_BT >= 0) & (~replaced if dist.get_rank() == 0 else replaced)
+    hidden: list[torch.Tensor] = []
+    module.decoder.norm.register_forward_hook(lambda _m, _a, output: hidden.append(output.detach().clone()))
+    for changed in (torch.zeros_like(replaced), replaced):
+        module(torch.where(changed, (token_ids + 1) % vocab_size, token_ids), positions, layout)
+    return int((hidden[0][kept] != hidden[1][kept]).sum())
+
+
+def miss_a_barrier() -> str:
+    """Rank 1 goes away after the first barrier; what rank 0 is told by the second."""
+    barrier(30.0)
+    if dist.get_rank() == 0:
+        try:
+            barrier(1.0)
+        except WorkerDiedError as error:
+            return str(error)
+    return "left"
+
+
+def _sharded(folder: Path, options: dict[str, Any], num_replicas: int = 1) -> tuple[LossModule, int]:
+    shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=dist.get_world_size(), threads_per_rank=1)
+    with torch.device("meta"):
+        module = LossModule(Decoder(read_spec(folder)[1]))
+    shard_model(module, build_mesh(shape, num_replicas), ModelConfig(**options))
+    return module, load_sharded(module, folder)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
