@@ -14,9 +14,11 @@ from tasks.progress import bar
 
 if TYPE_CHECKING:
     from lib.cluster import ray_backend
+    from lib.evals import report as eval_report
     from lib.recipes import evaluate as recipe
 else:
     ray_backend = lazy("lib.cluster.ray_backend")
+    eval_report = lazy("lib.evals.report")
     recipe = lazy("lib.recipes.evaluate")
 
 
@@ -34,7 +36,9 @@ def evaluate_on_ray(model: ModelArtifact, data: Dataset, config: EvalConfig) -> 
     report = EvalReportFolder.create()
     with report.write() as staged, bar("evaluate", "rows") as shown:
         staged.lineage.update(model=model.digest, data=data.digest)
-        recipe.run_evaluation(model.open(), data.open(), config, group_factory=ray_backend.RayGroup, progress=shown.add)
+        inputs = (model.open(), data.open(), config)
+        scores = recipe.run_evaluation(*inputs, group_factory=ray_backend.RayGroup, progress=shown.tell)
+        eval_report.write_eval_report(scores, staged)
     return report
 
 

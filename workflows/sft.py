@@ -73,5 +73,7 @@ def sft(  # noqa: PLR0913 - a workflow's inputs are its form in the console
     checkpoint = train(model=prepared, data=rows, report=proof, job=job)
     trained = export_model(checkpoint=checkpoint)
     after = evaluate(model=trained, data=held_out, config=evaluation, gpus_per_node=gpus_per_node)
-    report = summarize(checkpoint=checkpoint, train_data=rows, eval_data=held_out, before=before, after=after)
+    report = summarize(
+        checkpoint=checkpoint, train_data=rows, eval_data=held_out, before=before, after=after, config=evaluation
+    )
     return SftOutputs(model=trained, checkpoint=checkpoint, report=report)
