@@ -17,7 +17,6 @@ from tasks.publish import export_model, summarize
 from tasks.sources import ModelSource, RawData
 from tasks.train import check_job, train
 
-
 DEFAULT_CONFIG = SftConfig()
 DEFAULT_EVALUATION = EvalConfig()
 

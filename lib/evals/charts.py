@@ -43,7 +43,8 @@ def bar_chart(title: str, labels: Sequence[str], counts: Sequence[int], *, unit:
     parts = [_grid_line(tick, 0.0, ticks[-1]) for tick in ticks]
     for i, (label, count) in enumerate(zip(labels, counts)):
         x, y = LEFT + i * step, _y(count, 0.0, ticks[-1])
-        box = f'x="{x + step * 0.08:.1f}" y="{y:.1f}" width="{step * 0.84:.1f}" height="{HEIGHT - BOTTOM - y:.1f}"'
+        width = min(step * 0.84, 64.0)
+        box = f'x="{x + (step - width) / 2:.1f}" y="{y:.1f}" width="{width:.1f}" height="{HEIGHT - BOTTOM - y:.1f}"'
         parts.append(f'<rect {box} rx="2"><title>{html.escape(label)}: {count}</title></rect>')
         if i % every == 0:
             middle = f'x="{x + step / 2:.1f}" y="{HEIGHT - BOTTOM + 18}"'
