@@ -31,13 +31,14 @@ else:
     task_config=ray_job(engine_shape(EvalConfig(), gpus_per_node=0)),
 )
 @retry_infrastructure
-def evaluate_on_ray(model: ModelArtifact, data: Dataset, config: EvalConfig) -> EvalReport:
+def evaluate_on_ray(model: ModelArtifact, data: Dataset, config: EvalConfig, gpus_per_node: int) -> EvalReport:
     """Generate an answer to each row, compare it with the row's own, and measure the held-out loss."""
     report = EvalReportFolder.create()
     with report.write() as staged, bar("evaluate", "rows") as shown:
         staged.lineage.update(model=model.digest, data=data.digest)
-        inputs = (model.open(), data.open(), config)
-        scores = recipe.run_evaluation(*inputs, group_factory=ray_backend.RayGroup, progress=shown.tell)
+        shape = engine_shape(config, gpus_per_node)
+        parts = (model.open(), data.open(), config)
+        scores = recipe.run_evaluation(*parts, group_factory=ray_backend.RayGroup, progress=shown.reach, shape=shape)
         eval_report.write_eval_report(scores, staged)
     return report
 
@@ -46,4 +47,5 @@ def evaluate_on_ray(model: ModelArtifact, data: Dataset, config: EvalConfig) -> 
 def evaluate(model: ModelArtifact, data: Dataset, config: EvalConfig, gpus_per_node: int) -> EvalReport:
     """Size the cluster from the number of engines; an override in a static workflow would be lost."""
     job = ray_job(engine_shape(config, gpus_per_node))
-    return evaluate_on_ray(model=model, data=data, config=config).with_overrides(task_config=job)
+    inputs = {"model": model, "data": data, "config": config, "gpus_per_node": gpus_per_node}
+    return evaluate_on_ray(**inputs).with_overrides(task_config=job)

@@ -55,7 +55,10 @@ class Frozen(BaseModel):
         Raises:
             ConfigError: see `parse`.
         """
-        return cls.parse(_with_integers(json.loads(json_data)), where=cls.__name__)
+        try:
+            return super().model_validate_json(json.dumps(_with_integers(json.loads(json_data))), strict=True)
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls.__name__)) from error
 
 
 def _with_integers(value: Any) -> Any:
