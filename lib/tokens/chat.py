@@ -1,6 +1,7 @@
 """Conversations to token ids with a loss mask, through the tokenizer's own chat template."""
 
 import html
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Literal
@@ -31,6 +32,7 @@ class ChatEncoder:
         self.train_on = train_on
         self._template = mark_assistant(tokenizer)
         self._control_ids = frozenset(tokenizer.control_tokens.values())
+        self._control_text = re.compile("|".join(map(re.escape, tokenizer.control_tokens)))
         self._num_control: dict[tuple[str, ...], int] = {}
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded]:
@@ -51,6 +53,9 @@ class ChatEncoder:
 
     def render_prompt(self, conversation: Conversation) -> list[int]:
         """Ids up to and including the header of the last assistant turn: what a model is given to write that turn.
+
+        They are what training saw before its answer, unless the answer starts with white space that the tokenizer merges
+        with the newline of the header; such a merged token is not trained.
 
         Raises:
             DataError: no assistant turn, or a message holds a control token.
@@ -87,12 +92,11 @@ class ChatEncoder:
 
     def _refuse_control_tokens(self, conversation: Conversation) -> None:
         for number, message in enumerate(conversation.messages, start=1):
-            for token in self.tokenizer.control_tokens:
-                if token in message.content:
-                    raise DataError(
-                        f"{conversation.source}: row {conversation.sample_id!r}: message {number} ({message.role}) holds the "
-                        f"control token {token!r}, which the tokenizer would read as an instruction; remove it from the text"
-                    )
+            if found := self._control_text.search(message.content):
+                raise DataError(
+                    f"{conversation.source}: row {conversation.sample_id!r}: message {number} ({message.role}) holds the "
+                    f"control token {found[0]!r}, which the tokenizer would read as an instruction; remove it from the text"
+                )
 
     def _expected_control(self, conversation: Conversation) -> int:
         """Control tokens that the template itself writes for these roles: counted once on neutral text."""

@@ -56,6 +56,20 @@ def test_mask_equals_an_independent_oracle(folder: Path) -> None:
         assert not encoded.loss_mask[0]
 
 
+def test_real_tokenizer_obeys_the_same_law(smollm2_folder: Path) -> None:
+    """[A1][A2][A3] SmolLM2, 200 random conversations: ids and mask as the oracle's, though newlines of a header may merge with
+    those of a content; where they don't, the prompt is what training saw before the last answer."""
+    auto = AutoTokenizer.from_pretrained(smollm2_folder)
+    encoder = ChatEncoder(Tokenizer.load(smollm2_folder))
+    conversations = [random_conversation(random.Random(number), number) for number in range(200)]
+    for conversation, encoded in zip(conversations, encoder.encode(conversations), strict=True):
+        assert (encoded.token_ids, encoded.loss_mask) == oracle(auto, conversation)
+        if not conversation.messages[-1].content[0].isspace():
+            prompt = encoder.render_prompt(conversation)
+            assert encoded.token_ids[: len(prompt)] == prompt
+            assert encoded.loss_mask[len(prompt)] and not encoded.loss_mask[len(prompt) - 1]
+
+
 def test_mask_of_a_conversation_worked_out_by_hand(tmp_path: Path) -> None:
     """[A2][A3] Ids are bytes here (no merges apply to "ab"): <s>=1, <e>=2, "\\n"=n; the pad id is the end-of-turn id.
 
