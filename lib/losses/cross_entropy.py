@@ -21,9 +21,7 @@ _VOCAB_TILE = 1 << 14
 """Vocabulary rows of a low-precision gradient product; bounds the temporary that is added to the accumulator."""
 
 
-def cross_entropy_sum(
-    hidden: torch.Tensor, head_weight_VD: torch.Tensor, labels: torch.Tensor, chunk_tokens: int
-) -> LossSum:
+def cross_entropy_sum(hidden: torch.Tensor, head_weight_VD: torch.Tensor, labels: torch.Tensor, chunk_tokens: int) -> LossSum:
     """Sum of `-log softmax(hidden @ head_weight.T)[label]` over the positions that have a label.
 
     Shapes: hidden [..., D]; head_weight_VD [V, D], of the same dtype; labels [...] int64, IGNORE_INDEX where no loss.
@@ -33,7 +31,8 @@ def cross_entropy_sum(
         ValueError: a label is outside [0, V), or shapes or chunk_tokens don't fit.
     """
     hidden_ND, labels_N = _trained(hidden, head_weight_VD, labels, chunk_tokens)
-    total, num_correct = _ChunkedCrossEntropy.apply(hidden_ND, head_weight_VD, labels_N, chunk_tokens)
+    outputs = _ChunkedCrossEntropy.apply(hidden_ND, head_weight_VD, labels_N, chunk_tokens)  # type: ignore[no-untyped-call]
+    total, num_correct = outputs
     return LossSum(total=total, num_tokens=labels_N.numel(), metrics={"num_correct": num_correct})
 
 
@@ -59,12 +58,14 @@ def _trained(
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
     if hidden.shape[:-1] != labels.shape or hidden.shape[-1] != head_weight_VD.shape[1]:
-        raise ValueError(f"hidden {list(hidden.shape)}, weight {list(head_weight_VD.shape)}, labels {list(labels.shape)} don't fit")
+        shapes = [list(tensor.shape) for tensor in (hidden, head_weight_VD, labels)]
+        raise ValueError(f"shapes of hidden, weight and labels don't fit: {shapes}")
     labels_T = labels.reshape(-1)
     kept_N = (labels_T != IGNORE_INDEX).nonzero().squeeze(-1)
     labels_N = labels_T[kept_N]
     if labels_N.numel() and (int(labels_N.min()) < 0 or int(labels_N.max()) >= head_weight_VD.shape[0]):
-        raise ValueError(f"labels span {int(labels_N.min())}..{int(labels_N.max())}, the vocabulary is {head_weight_VD.shape[0]}")
+        span = f"{int(labels_N.min())}..{int(labels_N.max())}"
+        raise ValueError(f"labels span {span}, the vocabulary is {head_weight_VD.shape[0]}")
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, kept_N), labels_N
 
 
@@ -143,5 +144,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         if ctx.grads is None:
             raise RuntimeError("this loss can be differentiated only once: its gradients are made in the forward pass")
-        grads, ctx.grads = ctx.grads, None
-        return (*(None if grad is None else grad.mul_(upstream[0].to(grad.dtype)) for grad in grads), None, None)
+        (grad_hidden, grad_weight), ctx.grads = ctx.grads, None
+        for grad in (grad_hidden, grad_weight):
+            if grad is not None:
+                grad.mul_(upstream[0].to(grad.dtype))
+        return grad_hidden, grad_weight, None, None

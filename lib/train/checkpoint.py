@@ -224,7 +224,8 @@ class _PartsReader:
             stream: Any = safe_open(path, framework="pt")
             placed = json.loads(stream.metadata()["boxes"])
             boxes = {
-                name: (tuple(placed[name]["offset"]), tuple(stream.get_slice(name).get_shape())) for name in stream.keys()  # noqa: SIM118
+                name: (tuple(placed[name]["offset"]), tuple(stream.get_slice(name).get_shape()))
+                for name in stream.keys()  # noqa: SIM118
             }
             self._open[path] = (stream, boxes)
         return self._open[path]

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import torch
 
-from lib.core.errors import ArtifactCorruptError
+from lib.core.errors import ArtifactCorruptError, InfraError
 from lib.core.manifest import Json, canonical_json
 
 METRICS_NAME = "metrics.jsonl"
@@ -58,6 +58,7 @@ class StepLog:
         kept = [row for row in read_rows(path) if row["step"] <= resume_step]
         if [row["step"] for row in kept] != list(range(1, resume_step + 1)):
             raise ArtifactCorruptError(f"{path}: doesn't hold steps 1 to {resume_step}; remove the run folder and start again")
+        self._path = path
         fresh = path.with_name(f".{path.name}.new")
         with fresh.open("w", encoding="utf-8") as stream:
             stream.writelines(canonical_json(row) + "\n" for row in kept)
@@ -67,9 +68,15 @@ class StepLog:
         self._stream: TextIO = path.open("a", encoding="utf-8")
 
     def write(self, row: Json) -> None:
-        """Append a line; a kill after this call doesn't lose it."""
-        self._stream.write(canonical_json(row) + "\n")
-        self._stream.flush()
+        """Append a line; a kill after this call doesn't lose it. Raises InfraError when the disk is full or fails."""
+        try:
+            self._stream.write(canonical_json(row) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise InfraError(
+                f"{self._path}: can't write step {row['step']}: {error}. Free disk space there and run again: it goes on from "
+                "the last published checkpoint, which is untouched"
+            ) from error
 
     def sync(self) -> None:
         """Not even a power failure loses what was written before this call."""

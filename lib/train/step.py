@@ -137,8 +137,8 @@ def accumulate_gradients(
         inputs = (micro.batch.token_ids, micro.batch.positions, micro.batch.labels)
         loss, correct = module(*(tensor.to(device, non_blocking=True) for tensor in inputs), micro.layout)
         (loss / max(denominator, 1)).backward()
-        total += float(loss)
-        num_correct += int(correct)
+        total += loss.item()
+        num_correct += int(correct.item())
     return total, num_correct
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,24 +37,24 @@ def spool_root() -> Path:
     return root
 
 
-class Tracker:
-    """The tracking of one run; belongs to the driver. A run that is started again goes on with the same spool."""
+class Spool:
+    """The file side of a run's tracking. A run that is started again goes on with the same spool."""
 
     def __init__(self, *, experiment: str, identity: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
         """identity: names the run across restarts. params: dotted key -> value; what changed on a restart becomes a tag."""
-        self._folder = spool_root() / safe_name(identity, what="run identity")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if (self._folder / DELIVERED_NAME).exists():  # the last run of this name is over: this is a new one
-            (self._folder / STEPS_NAME).unlink(missing_ok=True)
-            (self._folder / DELIVERED_NAME).unlink()
-        (self._folder / OUTCOME_NAME).unlink(missing_ok=True)
+        self.folder = spool_root() / safe_name(identity, what="run identity")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / DELIVERED_NAME).exists():  # the last start of this run is over and on the server
+            (self.folder / STEPS_NAME).unlink(missing_ok=True)
+            (self.folder / DELIVERED_NAME).unlink()
+        (self.folder / OUTCOME_NAME).unlink(missing_ok=True)
         short = {key: _short(value) for key, value in params.items()}
-        _replace(self._folder / RUN_NAME, {"experiment": experiment, "identity": identity, "params": short, "tags": dict(tags)})
-        rows = read_rows(self._folder / STEPS_NAME)
-        _replace_lines(self._folder / STEPS_NAME, rows)  # without a last line that a kill cut short
+        run = {"experiment": experiment, "identity": identity, "params": short, "tags": dict(tags)}
+        _replace(self.folder / RUN_NAME, canonical_json(run))
+        rows = read_rows(self.folder / STEPS_NAME)  # without a last line that a kill cut short
+        _replace(self.folder / STEPS_NAME, "".join(canonical_json(row) + "\n" for row in rows))
         self._last_step = max((row["step"] for row in rows), default=0)
-        self._spool = (self._folder / STEPS_NAME).open("a", encoding="utf-8")
-        self._delivery = _start_delivery(self._folder)
+        self._steps = (self.folder / STEPS_NAME).open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One point of each metric; a step that was logged before, in this start or another, isn't logged again."""
@@ -64,21 +64,32 @@ class Tracker:
         finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
         now = time.time_ns() // 1_000_000
         row = {"step": step, "milliseconds": now, "metrics": finite, "skipped": len(metrics) - len(finite)}
-        self._spool.write(canonical_json(row) + "\n")
-        self._spool.flush()
+        self._steps.write(canonical_json(row) + "\n")
+        self._steps.flush()
 
-    def close(self, outcome: Outcome, *, wait_seconds: float = 30.0) -> str | None:
+    def end(self, outcome: Outcome) -> None:
+        """Nothing more will be logged by this start of the run."""
+        self._steps.close()
+        _replace(self.folder / OUTCOME_NAME, canonical_json({"outcome": outcome}))
+
+
+class Tracker:
+    """A spool and the process that delivers it; belongs to the driver."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self.log = spool.log
+        self.delivery = _start_delivery(spool.folder)
+        """Ends when the run's outcome is delivered, or soon after this process is gone."""
+
+    def close(self, outcome: Outcome, *, wait_seconds: float = 60.0) -> str | None:
         """End the run and wait that long for the delivery; returns MLflow's run id, None if it couldn't be delivered yet."""
-        self._spool.close()
-        _replace(self._folder / OUTCOME_NAME, {"outcome": outcome})
-        try:
-            self._delivery.wait(wait_seconds)
-        except subprocess.TimeoutExpired:
-            self._delivery.kill()
-            self._delivery.wait()
-        delivered = self._folder / DELIVERED_NAME
+        self._spool.end(outcome)
+        with suppress(subprocess.TimeoutExpired):
+            self.delivery.wait(wait_seconds)
+        delivered = self._spool.folder / DELIVERED_NAME
         if not delivered.exists():
-            _LOGGER.warning("MLflow can't be reached; the metrics wait in %s for the next run", self._folder)
+            _LOGGER.warning("MLflow can't be reached; the metrics wait in %s for the next run", self._spool.folder)
             return None
         return str(json.loads(delivered.read_text(encoding="utf-8"))["run_id"])
 
@@ -109,7 +120,8 @@ def track(config: TrackingConfig, identity: str, values: Json, lineage: Mapping[
     tracker = None
     if config.mlflow:
         tags = {f"lineage.{name}": digest for name, digest in lineage.items()}
-        tracker = Tracker(experiment=config.experiment, identity=identity, params=flatten(values), tags=tags)
+        spool = Spool(experiment=config.experiment, identity=identity, params=flatten(values), tags=tags)
+        tracker = Tracker(spool)
     run = TrackedRun(tracker)
     try:
         yield run
@@ -128,13 +140,18 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _start_delivery(folder: Path) -> "subprocess.Popen[bytes]":
-    """The process ends when the run's outcome is delivered, or when this process is gone."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "OMP_NUM_THREADS": "1"}
-    env = {**limits, **os.environ, "PYTHONPATH": path}
     command = [sys.executable, "-m", "lib.train.tracking", str(folder), str(os.getpid())]
-    return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command,
+        env={**limits, **os.environ, "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the driver, which then tells the outcome
+    )
 
 
 def _short(value: object) -> str:
@@ -143,13 +160,7 @@ def _short(value: object) -> str:
     return text if len(text) <= _MAX_VALUE_CHARS else f"{text[: _MAX_VALUE_CHARS - 80]}… sha256 {digest_of(text)}"
 
 
-def _replace(path: Path, value: Json) -> None:
+def _replace(path: Path, text: str) -> None:
     fresh = path.with_suffix(".new")
-    fresh.write_text(canonical_json(value), encoding="utf-8")
-    os.replace(fresh, path)
-
-
-def _replace_lines(path: Path, rows: list[Json]) -> None:
-    fresh = path.with_suffix(".new")
-    fresh.write_text("".join(canonical_json(row) + "\n" for row in rows), encoding="utf-8")
+    fresh.write_text(text, encoding="utf-8")
     os.replace(fresh, path)

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -52,7 +53,9 @@ def deliver_while_running(folder: Path, driver_pid: int) -> None:
             time.sleep(pause)
     for left in sorted(spool_root().iterdir()):
         if (left / OUTCOME_NAME).exists() and not (left / DELIVERED_NAME).exists():
-            _try(_Delivery(left))
+            with (left / ".delivery").open("w") as lock, suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _try(_Delivery(left))
 
 
 class _Delivery:

@@ -47,15 +47,16 @@ class Shown:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    """Rows of different lengths, some with two assistant turns; about 4 to a packed row of 128 tokens."""
+    """Rows of different lengths, some with two assistant turns; a few to a packed row of 384 tokens."""
     root = tmp_path_factory.mktemp("inputs")
     with stage_artifact(root / "model", "model") as staged:
         admit_model(tiny_model(root / "source"), staged)
     rows = []
     for number in range(NUM_ROWS):
+        other, hint = number * 7 % 31, " Check every step." * (number % 3)
         turns = [
-            {"role": "user", "content": f"What is the sum of {number} and {number * 7 % 31}?" + " Check every step." * (number % 3)},
-            {"role": "assistant", "content": f"The answer is {number + number * 7 % 31}."},
+            {"role": "user", "content": f"What is the sum of {number} and {other}?{hint}"},
+            {"role": "assistant", "content": f"The answer is {number + other}."},
         ]
         more = [{"role": "user", "content": "And then?"}, {"role": "assistant", "content": str(number)}]
         rows.append({"id": f"row-{number}", "messages": turns + (more if number % 5 == 0 else [])})
@@ -67,8 +68,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return Inputs(root / "model", root / "data", report.model_copy(update={"model_digest": digest}))
 
 
-def job(*, ranks: int = 1, steps: int = 6, sequence_length: int = 128, mlflow: bool = False, **changes: dict[str, Any]) -> SftJob:
-    """Float32, a checkpoint every 2 steps, 4 rows a step; `changes` are merged into the sections of the configuration."""
+def job(
+    *, ranks: int = 1, steps: int = 6, sequence_length: int = 384, mlflow: bool = False, **changes: dict[str, Any]
+) -> SftJob:
+    """Float32, a checkpoint every 2 steps, 4 rows a step; `changes` are merged into the configuration's sections."""
     sections: dict[str, dict[str, Any]] = {
         "data": {"num_streams": 4, "open_packs": 4},
         "model": {"compute_dtype": "float32", "loss_chunk_tokens": 16},

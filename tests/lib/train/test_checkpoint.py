@@ -86,7 +86,8 @@ def test_census_names_every_tensor_and_value() -> None:
     names = [name for name, _ in module.named_parameters()]
     for kind in ("weight", "exp_avg", "exp_avg_sq", "step"):
         assert [f"model/{kind}/{name}" for name in sorted(names)] == [x for x in census if x.startswith(f"model/{kind}/")]
-    assert [x for x in census if "/buffer/" in x] == [f"model/buffer/1.{k}" for k in ("num_batches_tracked", "running_mean", "running_var")]
+    buffers = ("num_batches_tracked", "running_mean", "running_var")
+    assert [x for x in census if "/buffer/" in x] == [f"model/buffer/1.{name}" for name in buffers]
     assert {x for x in census if not x.startswith("model/")} == {
         *("counters/tokens", "random/python", "random/numpy", "random/torch", "random/cuda"),
     }
@@ -94,7 +95,7 @@ def test_census_names_every_tensor_and_value() -> None:
 
 
 def test_another_set_of_state_is_refused(tmp_path: Path) -> None:
-    state, module, optimizer, counters = small_run()
+    state, *_ = small_run()
     save(tmp_path, 1, state)
     state.register("more", Values(dict, lambda values: None))
     with pytest.raises(ValueError, match="the run needs"):
@@ -224,7 +225,7 @@ def test_a_full_disk_is_a_clear_error_and_earlier_checkpoints_stay(tmp_path: Pat
     for limit in range(0, size_bytes, size_bytes // 12):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
-            with pytest.raises(InfraError, match="can't write the checkpoint of step 2.*Free disk space"):
+            with pytest.raises(InfraError, match=r"can't write the checkpoint of step 2.*Free disk space"):
                 save(tmp_path, 2, state)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

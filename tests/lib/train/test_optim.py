@@ -1,6 +1,7 @@
 """Laws of the optimizer and its schedule."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,8 +21,8 @@ def test_learning_rate_is_its_closed_form(steps: int, warmup: int, peak: float, 
     rates = [learning_rate_at(step, steps=steps, peak=peak, config=config) for step in range(1, steps + 1)]
     peak_step = max(warmup, 1)
     assert rates[0] > 0.0 and rates[peak_step - 1] == pytest.approx(peak, rel=1e-12)
-    assert all(after >= before for before, after in zip(rates[: peak_step - 1], rates[1:peak_step]))
-    assert all(after <= before * (1 + 1e-12) for before, after in zip(rates[peak_step - 1 :], rates[peak_step:]))
+    assert all(after >= before for before, after in pairwise(rates[:peak_step]))
+    assert all(after <= before * (1 + 1e-12) for before, after in pairwise(rates[peak_step - 1 :]))
     if steps > peak_step:
         assert rates[-1] == pytest.approx(peak * final, rel=1e-9, abs=1e-18)
 

@@ -1,0 +1,101 @@
+"""The checkpoint store under kills and a full disk, at every step of a save: nothing is lost, the bits are the same."""
+
+import multiprocessing
+import random
+import signal
+import time
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib.core.artifact import verify
+from lib.train.checkpoint import KIND, checkpoint_folder, published_steps
+from tests.faults import victim
+
+NUM_RANDOM_KILLS = 12
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    """Children that have torch imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults.victim"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    return victim.run(tmp_path_factory.mktemp("unharmed"))
+
+
+def _all_valid(root: Path) -> list[int]:
+    steps = published_steps(root)
+    for step in steps:
+        verify(checkpoint_folder(root, step), KIND)
+    return steps
+
+
+@pytest.mark.timeout(600)
+def test_a_kill_at_every_event_of_saving_loses_nothing(
+    processes: ForkServerContext, expected: torch.Tensor, tmp_path: Path
+) -> None:
+    """[F1] SIGKILL at every third file-system event of a run until it ends by itself: each child goes on where the one
+    before was killed; every published checkpoint is whole, never fewer than before, and the final weights are the same bits.
+    """
+    root, kills, steps_before = tmp_path / "run", 0, 0
+    for at_event in range(1, 400, 3):
+        child = processes.Process(target=victim.run_killed, args=(str(root), at_event))
+        child.start()
+        child.join(60)
+        steps = _all_valid(root) if root.exists() else []
+        assert max(steps, default=0) >= steps_before
+        steps_before = max(steps, default=0)
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == -signal.SIGKILL
+        kills += 1
+    assert child.exitcode == 0 and kills >= 10
+    assert torch.equal(victim.run(root), expected)
+    assert published_steps(root) == [victim.STEPS, victim.STEPS - 1]
+
+
+@pytest.mark.timeout(600)
+def test_kills_at_random_moments_lose_nothing(processes: ForkServerContext, expected: torch.Tensor, tmp_path: Path) -> None:
+    """[F1] The same with the clock."""
+    generator = random.Random(0)
+    root = tmp_path / "run"
+    for _ in range(NUM_RANDOM_KILLS):
+        child = processes.Process(target=victim.run_killed, args=(str(root), 1 << 30))
+        child.start()
+        time.sleep(generator.uniform(0.0, 0.15))
+        child.kill()
+        child.join()
+        if root.exists():
+            _all_valid(root)
+    assert torch.equal(victim.run(root), expected)
+
+
+@pytest.mark.timeout(600)
+def test_a_full_disk_at_every_write_keeps_a_whole_checkpoint(
+    processes: ForkServerContext, expected: torch.Tensor, tmp_path: Path
+) -> None:
+    """[F2] ENOSPC from the n-th opening, making or renaming on, for every n: an error that says what to do, exit code 3,
+    and what was published stays. With room again the run ends in the same bits.
+    """
+    root, failures = tmp_path / "run", 0
+    victim_steps = 0
+    for at_event in range(2, 200):
+        child = processes.Process(target=victim.run_without_space, args=(str(root), at_event))
+        child.start()
+        child.join(60)
+        steps = _all_valid(root) if root.exists() else []
+        assert len(steps) >= min(victim_steps, 1)
+        victim_steps = max(steps, default=0)
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == 3
+        failures += 1
+    assert child.exitcode == 0 and failures >= 5
+    assert torch.equal(victim.run(root), expected)

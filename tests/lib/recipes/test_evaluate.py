@@ -1,0 +1,112 @@
+"""A whole evaluation of a tiny model with a real engine on Ray, and what is refused before one starts."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import ray
+
+from lib.cluster.ray_backend import RayGroup, start_ray
+from lib.config.evaluation import EvalConfig
+from lib.core.artifact import stage_artifact
+from lib.core.errors import DataError
+from lib.data.rows import ConversationTable, ingest_dataset
+from lib.evals.loss import row_losses
+from lib.models.admit import admit_model
+from lib.models.decoder import Decoder
+from lib.models.hf_io import load_full, read_spec
+from lib.recipes.evaluate import run_evaluation
+from lib.tokens.chat import ChatEncoder
+from lib.tokens.tokenizer import Tokenizer
+from tests.tiny import tiny_model
+
+NUM_ROWS = 21
+CONFIG = EvalConfig(max_new_tokens=8, max_rows=18, engine_threads=1, kv_cache_gib=0.0625)
+
+Ingest = Callable[[list[dict[str, Any]]], Path]
+
+
+def _row(index: int, **changes: Any) -> dict[str, Any]:
+    """Every third row has no answer: its loss counts, its generation isn't asked for."""
+    question = {"role": "user", "content": f"What is the sum of {index} and {index + 1}?"}
+    row = {"id": f"row-{index}", "messages": [question, {"role": "assistant", "content": f"The answer is {2 * index + 1}."}]}
+    return row | ({"answer": str(2 * index + 1)} if index % 3 else {}) | changes
+
+
+@pytest.fixture(scope="module")
+def ingest(tmp_path_factory: pytest.TempPathFactory) -> Ingest:
+    def ingest_rows(rows: list[dict[str, Any]]) -> Path:
+        folder = tmp_path_factory.mktemp("data")
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with stage_artifact(folder / "dataset", "dataset") as staged:
+            ingest_dataset(folder / "rows.jsonl", staged)
+        return folder / "dataset"
+
+    return ingest_rows
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("model")
+    with stage_artifact(root / "artifact", "model") as staged:
+        admit_model(tiny_model(root / "source"), staged)
+    return root / "artifact"
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    start_ray(2)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_rows_stay_aligned_through_engines_and_loss(model: Path, ingest: Ingest) -> None:
+    """Two engines share the prompts; answers and losses belong to their rows, in order, and the progress counts each once."""
+    data = ingest([_row(index) for index in range(NUM_ROWS)])
+    shown: list[int] = []
+    config = CONFIG.model_copy(update={"engines": 2})
+    report = run_evaluation(model, data, config, group_factory=RayGroup, progress=shown.append)
+
+    answered = [index for index in range(18) if index % 3]
+    assert [row.id for row in report.rows] == [f"row-{index}" for index in answered]
+    assert [row.expected for row in report.rows] == [str(2 * index + 1) for index in answered]
+    assert report.num_eval == len(answered) == 12
+    assert all(0 < row.num_tokens <= 8 and row.mean_logprob < 0.0 for row in report.rows)
+    assert len({row.answer for row in report.rows}) > 1
+    assert report.num_correct == sum(row.correct for row in report.rows)
+    assert report.interval[0] <= report.accuracy <= report.interval[1]
+    assert shown == sorted(shown)
+    assert shown[-1] == 12 + 18
+
+    tokenizer = Tokenizer.load(model)
+    decoder = Decoder(read_spec(model)[1])
+    load_full(decoder, model)
+    encoded = ChatEncoder(tokenizer).encode(ConversationTable.open(data).rows(range(18)))
+    alone = row_losses(decoder, encoded, tokens_per_pack=1, pad_id=0)
+    assert report.num_loss_tokens == sum(count for _, count in alone)
+    assert report.loss == pytest.approx(sum(loss for loss, _ in alone) / report.num_loss_tokens, rel=1e-6)
+
+
+def _no_group(*args: object, **kwargs: object) -> NoReturn:
+    raise AssertionError("started workers for input that should have been refused")
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([_row(0), _row(3)], "none of the 2 evaluation rows has an 'answer'"),
+        ([_row(1), _row(2, answer="many")], r"rows.jsonl:2: the answer 'many' is not a number"),
+        (
+            [_row(1, messages=[{"role": "user", "content": "9 " * 5000}, {"role": "assistant", "content": "9"}])],
+            r"'row-1' has a prompt",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_anything_starts(
+    model: Path, ingest: Ingest, rows: list[dict[str, Any]], problem: str
+) -> None:
+    with pytest.raises(DataError, match=problem):
+        run_evaluation(model, ingest(rows), CONFIG, group_factory=_no_group, progress=lambda _: None)

@@ -1,0 +1,100 @@
+"""Batches with very different numbers of targets, and a worker that takes their gradients on several ranks."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+from lib.cluster.group import Worker, dispatch
+from lib.config.model import ModelConfig
+from lib.config.parallel import ClusterShape
+from lib.data.batch import Document, PackedRow, collate
+from lib.models.decoder import Decoder
+from lib.models.spec import DecoderSpec
+from lib.parallel.apply import shard_model
+from lib.parallel.mesh import build_mesh
+from lib.parallel.reduce import all_reduce_sum
+from lib.train.step import LossModule, MicroBatch, accumulate_gradients, count_step
+
+SEQUENCE_LENGTH = 64
+SPEC = DecoderSpec(
+    family="llama",
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_positions=256,
+    rope_theta=1e4,
+    rope_scaling=None,
+    norm_eps=1e-5,
+    tied=True,
+)
+TARGETS = (1, 60, 2, 45, 3, 50, 1, 1)
+"""Trained tokens of each of the 8 rows: the ranks' shares are as unequal as can be."""
+
+
+def packed_rows() -> list[PackedRow]:
+    """Eight rows of one to three documents; the first document of a row carries its targets."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number, num_targets in enumerate(TARGETS):
+        lengths = [num_targets + 1, *([2] * (number % 2) if num_targets < 50 else [])]
+        documents = []
+        for index, length in enumerate(lengths):
+            token_ids = generator.integers(0, SPEC.vocab_size, length).astype(np.int32)
+            mask = np.ones(length, dtype=np.bool_)
+            documents.append(Document(f"{number}-{index}", token_ids, mask))
+        rows.append(PackedRow(tuple(documents)))
+    return rows
+
+
+def micro_batches(rows: list[PackedRow], size: int) -> list[MicroBatch]:
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [MicroBatch.of(collate(group, SEQUENCE_LENGTH, 0)) for group in groups]
+
+
+def loss_module(dtype: torch.dtype = torch.float32) -> LossModule:
+    """The same random weights every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = LossModule(Decoder(SPEC), chunk_tokens=16)
+        with torch.no_grad():
+            module.decoder.embed.weight.mul_(0.1)  # logits of a size that a loss of about log(vocab_size) has
+        return module.to(dtype)
+
+
+def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """[parameter name] whole gradients; on several ranks all of them must call this."""
+    found = {}
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        grad = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
+        found[name] = grad.detach().clone()
+    return found
+
+
+class GradWorker(Worker):
+    """One rank of a sharded model."""
+
+    @dispatch()
+    def gradients(self, out: str, micro_batch_rows: int) -> dict[str, float]:
+        """Row g belongs to rank g % num_ranks. Writes the whole gradients to `out`; returns counts and loss sum."""
+        info = self.info
+        rows = packed_rows()[info.rank :: info.num_ranks]
+        module = loss_module()
+        shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=info.num_ranks, threads_per_rank=1)
+        shard_model(module, build_mesh(shape), ModelConfig(compute_dtype="float32"))
+        micro = micro_batches(rows, micro_batch_rows)
+        counts = count_step(micro, part_written=True)
+        device = torch.device("cpu")
+        total, correct = accumulate_gradients(module, micro, denominator=counts.num_targets, device=device)
+        sums = all_reduce_sum({"loss": total, "num_correct": correct})
+        whole = gradients(module)
+        if info.rank == 0:
+            save_file(whole, Path(out))
+        return {**sums, "num_targets": counts.num_targets, "num_parts_written": counts.num_parts_written}

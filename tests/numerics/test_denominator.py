@@ -1,0 +1,101 @@
+"""One denominator: ranks, accumulation and packing never change loss or gradients."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lib.cluster.group import Deadlines
+from lib.cluster.local import LocalGroup
+from lib.config.parallel import ClusterShape
+from lib.data.batch import PackedRow
+from lib.train.step import accumulate_gradients
+from tests.numerics.grad_worker import TARGETS, GradWorker, gradients, loss_module, micro_batches, packed_rows
+
+CPU = torch.device("cpu")
+NUM_TARGETS = sum(TARGETS) + sum(1 for number, targets in enumerate(TARGETS) if number % 2 and targets < 50)
+"""A row's first document, and in every other short row a second one of two tokens with one target."""
+
+Result = tuple[float, int, dict[str, torch.Tensor]]
+
+
+def _single(rows: list[PackedRow], size: int, dtype: torch.dtype = torch.float32) -> Result:
+    module = loss_module(dtype)
+    micro = micro_batches(rows, size)
+    total, correct = accumulate_gradients(module, micro, denominator=NUM_TARGETS, device=CPU)
+    return total, correct, gradients(module)
+
+
+def _assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], limit: float) -> None:
+    """Relative to the greatest entry of each gradient."""
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= limit * gradient.abs().max(), name
+
+
+@pytest.fixture(scope="module")
+def one_batch() -> Result:
+    return _single(packed_rows(), 8)
+
+
+def test_the_count_is_of_all_rows() -> None:
+    assert sum(micro.batch.num_targets for micro in micro_batches(packed_rows(), 3)) == NUM_TARGETS
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_accumulation_is_the_big_batch(one_batch: Result, size: int) -> None:
+    """[C1] 8 rows as 8 x 1, 4 x 2, 3 + 3 + 2 and 2 x 4 with 1 to 60 targets a row: loss to 1e-6, gradients to 1e-5."""
+    total, correct, grads = _single(packed_rows(), size)
+    assert total / NUM_TARGETS == pytest.approx(one_batch[0] / NUM_TARGETS, abs=1e-6)
+    assert correct == one_batch[1]
+    _assert_same(grads, one_batch[2], 1e-5)
+
+
+@pytest.mark.numerics
+def test_no_micro_batch_is_thrown_away() -> None:
+    """[C3] In float64 the gradient is, to the last bit, the sum of the gradients of the micro-batches in their order."""
+    rows = packed_rows()
+    accumulated = _single(rows, 2, torch.float64)[2]
+    added: dict[str, torch.Tensor] = {}
+    for start in range(0, len(rows), 2):
+        for name, gradient in _single(rows[start : start + 2], 2, torch.float64)[2].items():
+            added[name] = added[name] + gradient if name in added else gradient
+    for name, gradient in added.items():
+        assert torch.equal(accumulated[name], gradient), name
+
+
+@pytest.mark.numerics
+def test_packed_is_unpacked(one_batch: Result) -> None:
+    """[B7] Each document alone in a row: the same loss to 1e-6 a target, the same gradients to 1e-5."""
+    alone = [PackedRow((document,)) for row in packed_rows() for document in row.documents]
+    total, correct, grads = _single(alone, 1)
+    assert total / NUM_TARGETS == pytest.approx(one_batch[0] / NUM_TARGETS, abs=1e-6)
+    assert correct == one_batch[1]
+    _assert_same(grads, one_batch[2], 1e-5)
+
+
+@pytest.mark.numerics
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_ranks_are_one_process(one_batch: Result, tmp_path: Path, num_ranks: int) -> None:
+    """[C2] Rows dealt to 2 and to 4 ranks that hold very different numbers of targets, a row a micro-batch."""
+    shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=num_ranks, threads_per_rank=1)
+    env = {"OMP_NUM_THREADS": "1"}
+    with LocalGroup(GradWorker, shape, env=env, deadlines=Deadlines(start_seconds=300.0)) as group:
+        sums = group.call("gradients", str(tmp_path / "grads.safetensors"), 1, deadline_seconds=300.0)
+    assert sums["num_targets"] == NUM_TARGETS and sums["num_parts_written"] == num_ranks
+    assert sums["loss"] / NUM_TARGETS == pytest.approx(one_batch[0] / NUM_TARGETS, abs=1e-6)
+    assert sums["num_correct"] == one_batch[1]
+    _assert_same(load_file(tmp_path / "grads.safetensors"), one_batch[2], 1e-5)
+
+
+def test_a_step_without_targets_is_exactly_zero() -> None:
+    """[C4] All labels ignored: loss 0, every gradient exists and is 0."""
+    module = loss_module()
+    (micro,) = micro_batches(packed_rows()[:2], 2)
+    micro.batch.labels.fill_(-100)
+    total, correct = accumulate_gradients(module, [micro], denominator=0, device=CPU)
+    assert (total, correct) == (0.0, 0)
+    assert not any(gradient.any() for gradient in gradients(module).values())
