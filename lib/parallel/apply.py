@@ -3,12 +3,15 @@
 import re
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed._composable.checkpoint_activation import checkpoint
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lib.config.model import ModelConfig
+from lib.parallel.mesh import SHARD_AXIS
+from lib.parallel.shared_memory import HostMemory, SharedAllGather, SharedReduceScatter
 
 LAYER_NAME = re.compile(r"(?:.*\.)?layers\.\d+")
 """Modules that are sharded, gathered and recomputed as units; all else belongs to the root."""
@@ -31,7 +34,16 @@ def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> Non
             checkpoint(layer)
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=on_gpu)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    memory = None if on_gpu else _host_memory(mesh)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
+            if memory is not None:
+                part.set_custom_all_gather(SharedAllGather(memory))
+                part.set_custom_reduce_scatter(SharedReduceScatter(memory))
+
+
+def _host_memory(mesh: DeviceMesh) -> HostMemory | None:
+    group = mesh.get_group(SHARD_AXIS)
+    return HostMemory.open(group) if dist.get_world_size(group) > 1 else None

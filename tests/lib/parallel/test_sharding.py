@@ -137,6 +137,19 @@ def test_documents_do_not_see_each_other_on_two_ranks(two_ranks: list[dict[str, 
     assert two_ranks[1]["leaks"] > 0
 
 
+def test_shared_memory_gives_the_bits_of_gloo(two_ranks: list[dict[str, Any]]) -> None:
+    """Gathers of three dtypes and sums of float32, from one number to many pieces; two addends have one order of summing."""
+    assert [rank["collectives"] for rank in two_ranks] == [[], []]
+
+
+def test_ranks_that_cannot_share_memory_agree_to_use_sockets(two_ranks: list[dict[str, Any]]) -> None:
+    """One rank whose memory can't be mapped is enough; training then gives the same bits."""
+    assert [rank["unshared"] for rank in two_ranks] == [True, True]
+    for rank in two_ranks:
+        assert rank["sockets"]["gradients"] == rank["fp32"]["gradients"]
+        assert rank["sockets"]["trained"] == rank["fp32"]["trained"]
+
+
 def test_a_missing_rank_is_noticed_at_the_deadline(two_ranks: list[dict[str, Any]]) -> None:
     """Rank 1 goes away after the first barrier; rank 0 waits one second and says so."""
     assert "rank 0" in two_ranks[0]["barrier"] and "within 1 s" in two_ranks[0]["barrier"]

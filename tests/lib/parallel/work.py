@@ -1,8 +1,11 @@
 """What the ranks of the sharding tests do. Kept apart from the tests, so that a rank starts without pytest and transformers."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -15,10 +18,12 @@ from lib.core.errors import WorkerDiedError
 from lib.models.decoder import Decoder
 from lib.models.hf_io import read_spec
 from lib.models.layers.documents import DocumentLayout
+from lib.parallel import shared_memory
 from lib.parallel.apply import shard_model
 from lib.parallel.load import decoder_of, full_tensors, load_sharded
 from lib.parallel.mesh import build_mesh
 from lib.parallel.reduce import all_reduce_sum, barrier, clip_grad_norm
+from lib.parallel.shared_memory import HostMemory, SharedAllGather, SharedReduceScatter
 from tests.lib.models.batches import packed
 
 ROWS = [[9, 17, 4], [23, 9], [30, 1], [8, 8, 8, 8]]
@@ -64,6 +69,10 @@ def everything(folders: dict[str, Path]) -> dict[str, Any]:
     if dist.get_world_size() == 2:
         results["replicas"] = train(folders["fp32"], FP32, num_replicas=2)
         results["leaks"] = leaks(folders["bf16"])
+        results["collectives"] = collectives()
+        results["unshared"] = fall_back_to_sockets()
+        with unreachable():
+            results["sockets"] = train(folders["fp32"], FP32)
         results["barrier"] = miss_a_barrier()  # last: rank 1 leaves
     return results
 
@@ -106,6 +115,48 @@ def leaks(folder: Path) -> int:
     for changed in (torch.zeros_like(replaced), replaced):
         module(torch.where(changed, (token_ids + 1) % vocab_size, token_ids), positions, layout)
     return int((hidden[0][kept] != hidden[1][kept]).sum())
+
+
+def collectives() -> list[str]:
+    """Cases in which shared memory gives other bits than gloo; slots are made so small that most need many pieces."""
+    group, rank = dist.group.WORLD, dist.get_rank()
+    assert group is not None
+    wrong = []
+    usual, shared_memory.SLOT_BYTES = shared_memory.SLOT_BYTES, 128
+    memory = HostMemory.open(group)
+    assert memory is not None, "two processes of one host can share memory"
+    generator = torch.Generator().manual_seed(rank)
+    for size in (1, 15, 16, 17, 64, 1000):
+        for dtype in (torch.float32, torch.bfloat16, torch.uint8):
+            shard = (torch.randn(size, generator=generator) * 9).abs().to(dtype)
+            ours, theirs = torch.empty(2 * size, dtype=dtype), torch.empty(2 * size, dtype=dtype)
+            SharedAllGather(memory)(ours, shard, group)
+            dist.all_gather_single(theirs, shard)
+            wrong += [] if torch.equal(ours, theirs) else [f"gather {size} {dtype}"]
+        values = torch.randn(2 * size, generator=generator)
+        summed, expected = torch.empty(size), torch.empty(size)
+        SharedReduceScatter(memory)(summed, values, group, dist.ReduceOp.SUM)
+        dist.reduce_scatter_single(expected, values)
+        wrong += [] if torch.equal(summed, expected) else [f"sum {size}"]
+    shared_memory.SLOT_BYTES = usual
+    return wrong
+
+
+def fall_back_to_sockets() -> bool:
+    """One rank's memory can't be mapped: all ranks must notice."""
+    group = dist.group.WORLD
+    assert group is not None
+    if dist.get_rank() == 0:
+        return HostMemory.open(group) is None
+    with unreachable():
+        return HostMemory.open(group) is None
+
+
+@contextmanager
+def unreachable() -> Iterator[None]:
+    """This process gives out an address that is not its own, as a rank of another host or container would."""
+    with mock.patch("os.getpid", return_value=2**22 + 1):  # no process has a number above 2^22
+        yield
 
 
 def miss_a_barrier() -> str:
