@@ -26,7 +26,7 @@ from lib.losses.types import IGNORE_INDEX
 TIMED_POSITIONS, MEMORY_POSITIONS = 1024, 4096
 HIDDEN_SIZE, VOCAB_SIZE = 896, 151_936
 CHUNK_TOKENS = 128
-CAP_SECONDS = 90.0
+CAP_SECONDS = 120.0
 NOT_TIMED = ("torch_linear_cross_entropy",)
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
