@@ -17,13 +17,14 @@ def document_attention_gpu(
 ) -> torch.Tensor:
     """[B, T, N, H] attention output in the dtype of `q`; zero on padding."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
-    output_BNTH = _compiled()(q, k, v, block_mask=_block_mask(layout, q.device), enable_gqa=True)
+    output_BNTH = _compiled()(q, k, v, block_mask=document_block_mask(layout, q.device), enable_gqa=True)
     is_padding_BT11 = (layout.document_ids_BT == PADDING).to(q.device)[:, :, None, None]
     result: torch.Tensor = output_BNTH.transpose(1, 2).masked_fill(is_padding_BT11, 0.0)
     return result
 
 
-def _block_mask(layout: DocumentLayout, device: torch.device) -> BlockMask:
+def document_block_mask(layout: DocumentLayout, device: torch.device) -> BlockMask:
+    """Causal and within a document; made once for a batch. Padding sees padding, so that no row of scores is empty."""
     if "block_mask" not in layout.derived:
         ids_BT = layout.document_ids_BT.to(device)
 
