@@ -26,6 +26,8 @@ from lib.config.parallel import ClusterShape
 from lib.core.errors import InfraError
 
 OBJECT_STORE_BYTES = 256 * 1024**2
+START_ATTEMPTS = 3
+_LOGGER = logging.getLogger(__name__)
 """Of a Ray that we start: only plain values travel through it."""
 
 _OOM_TEXTS = ("memory monitor", "running low on memory", "OutOfMemory")
@@ -89,7 +91,15 @@ def start_ray(num_cpus: int) -> None:
         ray.init(logging_level=logging.WARNING)
         return
     num_cpus = max(num_cpus, os.cpu_count() or 1)
-    ray.init(address="local", num_cpus=num_cpus, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(address="local", num_cpus=num_cpus, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            return
+        except Exception as error:  # noqa: BLE001 - Ray raises plain Exception when a busy machine outlasts its fixed 30 s
+            ray.shutdown()
+            if attempt == START_ATTEMPTS:
+                raise InfraError(f"Ray didn't start in {attempt} attempts: {error}; is the machine overloaded?") from error
+            _LOGGER.warning("Ray didn't start (%s); attempt %d of %d", error, attempt + 1, START_ATTEMPTS)
 
 
 @ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"control": 1})
