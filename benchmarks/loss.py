@@ -20,8 +20,8 @@ from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 from benchmarks.floor import measure_floor
 from benchmarks.report import Report, interleaved_cpu_seconds, medians, say
+from lib.core.examples import IGNORE_INDEX
 from lib.losses.cross_entropy import cross_entropy_sum
-from lib.losses.types import IGNORE_INDEX
 
 TIMED_POSITIONS, MEMORY_POSITIONS = 1024, 4096
 HIDDEN_SIZE, VOCAB_SIZE = 896, 151_936
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str]) -> None:
     report = Report("loss")
     worst = max(difference(name, inputs) for name in ("ours", "trl_trained_positions"))
     timed = {name: (lambda name=name: run(name, inputs)) for name in VARIANTS if name not in NOT_TIMED}
-    seconds = medians(interleaved_cpu_seconds(timed, rounds=rounds))  # type: ignore[arg-type]
+    seconds = medians(interleaved_cpu_seconds(timed, rounds=rounds))
     for name in VARIANTS:
         figures = {"cpu_seconds": seconds[name]} if name in seconds else {}
         say(f"  {name}, in a fresh process")

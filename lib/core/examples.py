@@ -6,6 +6,9 @@ from typing import Literal, get_args
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
 
+IGNORE_INDEX = -100
+"""Label of a position that has no loss; torch's own convention."""
+
 
 @dataclass(frozen=True)
 class Message:

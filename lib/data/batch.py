@@ -7,10 +7,8 @@ import numpy as np
 import torch
 
 from lib.core.errors import DataError
+from lib.core.examples import IGNORE_INDEX as IGNORE_INDEX
 from lib.core.examples import Encoded
-
-IGNORE_INDEX = -100
-"""Label of a position that predicts nothing that counts."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from lib.losses.types import IGNORE_INDEX, LossSum
+from lib.core.examples import IGNORE_INDEX
+from lib.losses.types import LossSum
 
 _CACHE_ELEMENTS = 1 << 19
 """Logits that go through the softmax together on CPU: 2 MiB of float32, which a core's cache holds."""

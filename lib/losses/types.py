@@ -4,9 +4,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-IGNORE_INDEX = -100
-"""Label of a position that has no loss; torch's own convention."""
-
 
 @dataclass(frozen=True)
 class LossSum:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.core.examples import IGNORE_INDEX
 from lib.losses.cross_entropy import cross_entropy_sum, token_logprobs
-from lib.losses.types import IGNORE_INDEX
 
 T, D, V = 23, 16, 101
 LIMITS = {torch.float32: 1e-6, torch.float64: 1e-12}
