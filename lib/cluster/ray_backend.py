@@ -26,9 +26,9 @@ from lib.config.parallel import ClusterShape
 from lib.core.errors import InfraError
 
 OBJECT_STORE_BYTES = 256 * 1024**2
+"""Of a Ray that we start: only plain values travel through it."""
 START_ATTEMPTS = 3
 _LOGGER = logging.getLogger(__name__)
-"""Of a Ray that we start: only plain values travel through it."""
 
 _OOM_TEXTS = ("memory monitor", "running low on memory", "OutOfMemory")
 _GUESSES = re.compile(r"\s*(Some common causes include|There are some potential root causes).*", re.DOTALL)
@@ -95,7 +95,7 @@ def start_ray(num_cpus: int) -> None:
         try:
             ray.init(address="local", num_cpus=num_cpus, object_store_memory=OBJECT_STORE_BYTES, **quiet)
             return
-        except Exception as error:  # noqa: BLE001 - Ray raises plain Exception when a busy machine outlasts its fixed 30 s
+        except Exception as error:  # Ray raises plain Exception when a busy machine outlasts its fixed 30 s
             ray.shutdown()
             if attempt == START_ATTEMPTS:
                 raise InfraError(f"Ray didn't start in {attempt} attempts: {error}; is the machine overloaded?") from error
