@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -42,6 +43,9 @@ def full_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
     The tensors are the same on all ranks; keep only what rank 0 writes.
     """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()  # a forward pass without a backward leaves whole copies in the compute dtype
     decoder = decoder_of(module)
     names = family_of_spec(decoder.spec).hf_names(decoder.spec)
     for name, parameter in decoder.named_parameters():

@@ -60,7 +60,7 @@ def test_a_sharded_load_is_the_full_load(case: str, folders: dict[str, Path], tw
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_export_is_the_checkpoint(case: str, folders: dict[str, Path], two_ranks: list[dict[str, Any]]) -> None:
-    """Whole tensors under their checkpoint names, equal to the stored ones (as float32) on every rank."""
+    """Whole tensors under their checkpoint names, equal to the stored ones (as float32) on every rank, after a forward pass."""
     reader = CheckpointReader(folders[case])
     expected = {name: digest(reader.get(name).float()) for name in reader.names()}
     assert all(rank[case]["exported"] == expected for rank in two_ranks)

@@ -84,6 +84,8 @@ def train(folder: Path, options: dict[str, Any], num_replicas: int = 1) -> dict[
     batch = share(dist.get_world_size(), dist.get_rank(), decoder.spec.vocab_size)
     result: dict[str, Any] = {"bytes_read": bytes_read}
     result["loaded"] = {name: digest(_whole(tensor)) for name, tensor in decoder.named_parameters()}
+    with torch.no_grad():
+        module(*batch)  # an evaluation before the export must not change it
     result["exported"] = {name: digest(tensor) for name, tensor in full_tensors(module)}
     loss = module(*batch)
     loss.backward()
