@@ -22,7 +22,10 @@ PROJECT = {
     ),
     "tasks/place.py": "RESOURCES = 1\n",
     "lib/__init__.py": "",
-    "lib/recipe.py": "from lib import constants\nimport numpy\ndef run(x):\n    from lib.lazy import more\n    return more(x, constants.RATE)\n",
+    "lib/recipe.py": (
+        "from lib import constants\nimport numpy\n"
+        "def run(x):\n    from lib.lazy import more\n    return more(x, constants.RATE)\n"
+    ),
     "lib/constants.py": "RATE = 0.5\nWORKER = 'lib.worker:Worker'\n",
     "lib/worker.py": "class Worker:\n    size = 1\n",
     "lib/lazy.py": "def more(x, rate):\n    '''More.'''\n    return x * rate\n",
