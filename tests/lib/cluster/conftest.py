@@ -50,8 +50,8 @@ def start(backend: str) -> Start:
 def solo(start: Start, backend: str) -> Start:
     """Start one rank without a process group; on the local backend in a thread of this process, which takes no time."""
 
-    def start_group(worker_class: type[Worker] = Probe) -> WorkerGroup:
+    def start_group(worker_class: type[Worker] = Probe, heartbeat: float = 30.0) -> WorkerGroup:
         in_process = {"in_process": True} if backend == "local" else {}
-        return start(worker_class, ranks=1, process_group=False, **in_process)
+        return start(worker_class, ranks=1, heartbeat=heartbeat, process_group=False, **in_process)
 
     return start_group

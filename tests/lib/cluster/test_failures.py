@@ -105,9 +105,9 @@ def test_a_silent_rank_misses_the_deadline_but_events_prolong_it(solo: Start) ->
             group.call("be_silent", 60.0, deadline_seconds=1.0)
 
 
-def test_a_busy_rank_is_alive(start: Start) -> None:
+def test_a_busy_rank_is_alive(solo: Start) -> None:
     """Python code that never rests still lets pulses through well within the shortest heartbeat."""
-    with start(ranks=1, heartbeat=5.0, process_group=False) as group:
+    with solo(heartbeat=5.0) as group:
         assert group.call("compute", 7.0, deadline_seconds=SOON) > 0
 
 
@@ -116,15 +116,18 @@ def test_a_result_that_is_no_plain_value_is_a_bug(solo: Start) -> None:
         group.call("give_object", deadline_seconds=SOON)
 
 
-def test_an_error_of_the_driver_ends_the_workers(start: Start, backend: str) -> None:
+def test_an_error_of_the_driver_ends_the_workers(solo: Start, backend: str) -> None:
     def explode(events: list[dict[str, Any]]) -> None:
         raise KeyError("in on_events")
 
-    group = start(ranks=1, process_group=False)
+    group = solo()
     pids = _pids(group)
     with pytest.raises(KeyError):
         group.call("emit_steps", 5, deadline_seconds=SOON, on_events=explode)
-    _assert_nothing_left(pids, backend)
+    if backend == "ray":
+        _assert_nothing_left(pids, backend)
+    with pytest.raises(WorkerDiedError, match="closed"):
+        group.call("whoami", deadline_seconds=SOON)
 
 
 def test_causes_are_in_words() -> None:

@@ -1,0 +1,74 @@
+"""What holds on Ray beyond the laws of every group."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from lib.cluster.group import Deadlines
+from lib.cluster.ray_backend import RayGroup
+from lib.config.parallel import ClusterShape
+from lib.core.errors import InfraError
+from tests.lib.cluster.workers import Probe
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+RAY_PORTS = (6379, 8265, 10001)
+"""Ray's own defaults."""
+
+
+def test_a_killed_driver_leaves_no_process(tmp_path: Path) -> None:
+    """[J1, J4] Ray's default ports are taken, and a Ray with one CPU is there already: two ranks of four threads still start
+    and sum 1 + 2; SIGKILL of their driver then ends them and its Ray (whose two agents notice after a minute)."""
+    with ExitStack() as stack:
+        for port in RAY_PORTS:
+            taken = stack.enter_context(socket.socket())
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if taken.connect_ex(("127.0.0.1", port)) != 0:
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        driver = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.lib.cluster.driver"],
+                cwd=REPOSITORY,
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                stdout=subprocess.PIPE,
+                stderr=(tmp_path / "stderr").open("w"),
+                text=True,
+            )
+        )
+        assert driver.stdout is not None
+        line = next((line for line in driver.stdout if line.startswith("{")), None)
+        assert line is not None, (tmp_path / "stderr").read_text()
+        found = json.loads(line)
+        assert found["sums"] == [3.0, 3.0]
+        agents: list[psutil.Process] = []
+        family: list[psutil.Process] = []
+        for process in psutil.Process(driver.pid).children(recursive=True):
+            (agents if process.name().startswith(("ray::DashboardA", "ray::RuntimeEnv")) else family).append(process)
+        assert {process.pid for process in family} >= set(found["pids"])
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    _, alive = psutil.wait_procs(family, timeout=30.0)
+    running = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    for process in running + [agent for agent in agents if agent.is_running()]:
+        process.kill()
+    assert not running
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_cluster_without_room_says_so_and_keeps_nothing() -> None:
+    """[J1] No GPU here: the request ends at the start deadline, names what is free, and its reservation is withdrawn."""
+    shape = ClusterShape(nodes=1, gpus_per_node=1, ranks_per_node=1, threads_per_rank=1)
+    if ray.cluster_resources().get("GPU"):
+        shape = shape.model_copy(update={"gpus_per_node": 1024, "ranks_per_node": 1024})
+    with pytest.raises(InfraError, match=r"Ray did not give 1 node.*GPU.*within 2 s; free now"):
+        RayGroup(Probe, shape, env={}, deadlines=Deadlines(start_seconds=2.0))
+    states = {table["state"] for table in ray.util.placement_group_table().values()}
+    assert states <= {"REMOVED"}
