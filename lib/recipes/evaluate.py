@@ -14,7 +14,7 @@ from lib.core.artifact import read_manifest
 from lib.core.examples import Encoded
 from lib.data.rows import ConversationTable
 from lib.evals.generation import answerable, encoded_rows, prompts_of, score_rows
-from lib.evals.report import EvalReport, wilson_interval
+from lib.evals.report import EvalReport, EvalRow, wilson_interval
 from lib.evals.workers import EnginePool, EngineWorker, LossWorker
 from lib.models.hf_io import read_spec
 from lib.rewards.catalogue import REWARDS
@@ -63,7 +63,12 @@ def run_evaluation(
     generations = _generate(run, prompts, params)
     losses = _measure_loss(run, encoded, tokenizer.pad_id)
 
-    scored = score_rows(asked, generations, tokenizer, REWARDS[config.verifier])
+    return _report(config, score_rows(asked, generations, tokenizer, REWARDS[config.verifier]), losses, run.timings)
+
+
+def _report(
+    config: EvalConfig, scored: tuple[EvalRow, ...], losses: Sequence[tuple[float, int]], timings: dict[str, float]
+) -> EvalReport:
     num_correct = sum(row.correct for row in scored)
     num_targets = sum(count for _, count in losses)
     return EvalReport(
@@ -75,10 +80,10 @@ def run_evaluation(
         num_correct=num_correct,
         num_cut=sum(row.stop_reason == "length" for row in scored),
         loss=math.fsum(loss for loss, _ in losses) / num_targets,
-        num_loss_rows=len(rows),
+        num_loss_rows=len(losses),
         num_loss_tokens=num_targets,
         rows=scored,
-        timings=run.timings,
+        timings=timings,
     )
 
 
