@@ -28,6 +28,7 @@ from lib.core.errors import InfraError
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Of a Ray that we start: only plain values travel through it."""
 START_ATTEMPTS = 3
+START_TIMEOUT_TEXT = "timed out during startup"
 _LOGGER = logging.getLogger(__name__)
 
 _OOM_TEXTS = ("memory monitor", "running low on memory", "OutOfMemory")
@@ -97,6 +98,8 @@ def start_ray(num_cpus: int) -> None:
             return
         except Exception as error:  # Ray raises plain Exception when a busy machine outlasts its fixed 30 s
             ray.shutdown()
+            if START_TIMEOUT_TEXT not in str(error):
+                raise
             if attempt == START_ATTEMPTS:
                 raise InfraError(f"Ray didn't start in {attempt} attempts: {error}; is the machine overloaded?") from error
             _LOGGER.warning("Ray didn't start (%s); attempt %d of %d", error, attempt + 1, START_ATTEMPTS)

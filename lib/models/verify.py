@@ -162,7 +162,7 @@ def compare_random(case: RandomCase, seed: int) -> CaseResult:
         ours_loss = ours_loss + cross_entropy(ours, targets, reduction="sum")
     torch.autograd.backward([reference_loss, ours_loss])
     pairs = [(decoder.get_parameter(ours).grad, reference.get_parameter(theirs).grad) for ours, theirs in case.names.items()]
-    grad_diff = max(_relative(ours, theirs) for ours, theirs in pairs)
+    grad_diff = greatest([_relative(ours, theirs) for ours, theirs in pairs])
     return _result(describe(case), decoder, documents, expected, packed, grad_diff=grad_diff)
 
 
@@ -202,7 +202,7 @@ def _result(
         model=model,
         max_logit=max_logit,
         logit_limit=LOGIT_LIMIT if grad_diff is not None else LOGIT_LIMIT * max_logit,
-        logit_diff=max(_distance(packed, expected), _distance(alone, expected)),
+        logit_diff=greatest([_distance(packed, expected), _distance(alone, expected)]),
         packed_diff=_distance(packed, alone),
         grad_diff=grad_diff,
         leaked=_count_leaks(decoder, documents, packed),
@@ -230,6 +230,11 @@ def _count_leaks(decoder: Decoder, documents: list[torch.Tensor], packed: list[t
 
 def _random_documents(generator: torch.Generator, vocab_size: int, lengths: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.randint(vocab_size, (length,), generator=generator) for length in lengths]
+
+
+def greatest(values: list[float]) -> float:
+    """The greatest; NaN if any is NaN, which Python's own max would drop unless it came first."""
+    return float(torch.tensor(values, dtype=torch.float64).max())
 
 
 def _distance(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:

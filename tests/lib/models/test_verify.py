@@ -1,6 +1,7 @@
 """The logit report admits what is right and nothing else."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lib.core.artifact import stage_artifact, verify
 from lib.core.errors import ArtifactCorruptError, ModelError
-from lib.models.verify import LogitReport, build_logit_report, read_logit_report, write_logit_report
+from lib.models.verify import LogitReport, build_logit_report, greatest, read_logit_report, write_logit_report
 from tests.lib.models.mutants import MUTANTS, is_rejected, planted
 from tests.tiny import tiny_model
 
@@ -87,3 +88,9 @@ def test_without_a_fault_nothing_is_rejected() -> None:
     finally:
         del MUTANTS["none"]
     assert not any(result.problems() for result in results)
+
+
+@pytest.mark.parametrize("values", [[float("nan"), 1e-6], [1e-6, float("nan")], [1e-6, float("nan"), 2e-6]])
+def test_a_difference_that_is_not_a_number_is_never_dropped(values: list[float]) -> None:
+    """[D9] A NaN gradient of any one tensor must reach the verdict, wherever it stands."""
+    assert math.isnan(greatest(values))
