@@ -131,4 +131,4 @@ class Encoded:
     loss_mask: list[bool]
     """[T] True on tokens whose loss counts: the assistant's, including the end of its turn."""
     weights: list[float] | None = None
-    """[T] factor on the loss of a trained token, in the sum and in the count it is divided by; 0 off the mask. None: 1 on the mask."""
+    """[T] factor on the loss of a trained token, in the sum and in the count that divides it; 0 off the mask. None: all 1."""

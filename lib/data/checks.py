@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lib.core.examples import ROLES, Conversation, Message
+from lib.core.examples import Conversation, Message
 
 ROW_KEYS = ("messages", "id", "answer")
 MESSAGE_KEYS = ("role", "content")
+ROLES = ("system", "user", "assistant")
 MAX_ID_CHARACTERS = 256
 
 
