@@ -12,10 +12,10 @@ from typing import Any
 
 import tokenizers
 from tokenizers import processors
-from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lib.core.errors import TokenizerError
+from lib.tokens.auto_tokenizer import AutoTokenizer
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -1,29 +1,21 @@
 """Both backends, each started once where a test doesn't break it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import ray
 
 from lib.cluster.group import Deadlines, GroupFactory, Worker, WorkerGroup
 from lib.cluster.local import LocalGroup
-from lib.cluster.ray_backend import RayGroup, start_ray
+from lib.cluster.ray_backend import RayGroup
 from lib.config.parallel import ClusterShape
 from tests.lib.cluster.workers import Probe
+from tests.local_ray import ray_here as ray_here
 
 ENV = {"OMP_NUM_THREADS": "1", "POSTFLYTE_TEST_VALUE": "from the driver"}
 BACKENDS: dict[str, GroupFactory] = {"local": LocalGroup, "ray": RayGroup}
 
 Start = Callable[..., WorkerGroup]
-
-
-@pytest.fixture(scope="session")
-def ray_here() -> Iterator[None]:
-    """One Ray for the session; groups reuse it as they reuse the one that flytekit starts."""
-    start_ray(4)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session", params=list(BACKENDS))

@@ -1,14 +1,13 @@
 """A whole evaluation of a tiny model with a real engine on Ray, and what is refused before one starts."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import ray
 
-from lib.cluster.ray_backend import RayGroup, start_ray
+from lib.cluster.ray_backend import RayGroup
 from lib.config.evaluation import EvalConfig
 from lib.core.artifact import stage_artifact
 from lib.core.errors import DataError
@@ -20,6 +19,7 @@ from lib.models.hf_io import load_full, read_spec
 from lib.recipes.evaluate import run_evaluation
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
+from tests.local_ray import ray_here as ray_here
 from tests.tiny import tiny_model
 
 NUM_ROWS = 21
@@ -53,13 +53,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with stage_artifact(root / "artifact", "model") as staged:
         admit_model(tiny_model(root / "source", head_dim=32), staged)  # the smallest that vLLM takes on CPU
     return root / "artifact"
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    start_ray(2)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.usefixtures("ray_here")
