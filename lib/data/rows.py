@@ -11,7 +11,7 @@ from lib.core.artifact import Staged, verify
 from lib.core.errors import DataError
 from lib.core.examples import Conversation, Message
 from lib.data.checks import RowRefused, check_row
-from lib.data.sources import read_raw, source_files
+from lib.data.sources import open_source
 
 FORMAT = "conversation"
 MAX_SHOWN = 20
@@ -33,13 +33,13 @@ _SHARD_BATCHES = 256
 _PROGRESS_ROWS = 1000
 
 
-def ingest_dataset(source: Path, staged: Staged, progress: Callable[[int], None] | None = None) -> None:
+def ingest_dataset(source: str | Path, staged: Staged, progress: Callable[[int], None] | None = None) -> None:
     """Check every row of `source` and write the shards `rows-00000.arrow`, ... into the staged artifact.
 
     A row is `{"messages": [{"role", "content"}, ...], "id"?: text, "answer"?: text}`; without an id its place is its id.
 
     Args:
-        source: a .jsonl or .parquet file, or a folder of them (read in order of their names).
+        source: what `open_source` takes.
         staged: gets `counts` and `meta`.
         progress: called with the number of rows read since the last call.
     Raises:
@@ -60,14 +60,15 @@ def ingest_dataset(source: Path, staged: Staged, progress: Callable[[int], None]
     staged.meta.update(format=FORMAT)
 
 
-def _checked(source: Path, counts: dict[str, int], progress: Callable[[int], None]) -> Iterator[Conversation]:
+def _checked(source: str | Path, counts: dict[str, int], progress: Callable[[int], None]) -> Iterator[Conversation]:
     """Good rows while there are only good ones; raises at the end if any was bad."""
     problems: list[str] = []
     num_bad = 0
     place_of: dict[str, str] = {}
-    for name, path in source_files(source):
-        counts["files"] += 1
-        for raw in read_raw(name, path):
+    rows = open_source(source)
+    counts["files"] = rows.num_files
+    for split in range(len(rows.splits)):
+        for raw in rows.read(split):
             counts["rows_seen"] += 1
             if counts["rows_seen"] % _PROGRESS_ROWS == 0:
                 progress(_PROGRESS_ROWS)

@@ -159,7 +159,7 @@ def test_first_twenty_bad_rows_are_listed_and_all_counted(tmp_path: Path) -> Non
     [
         (lambda path: None, "no such file or folder"),
         (lambda path: path.write_bytes(b""), "holds no rows"),
-        (lambda path: path.mkdir(), "holds no .jsonl or .parquet file"),
+        (lambda path: path.mkdir(), "holds no file of rows"),
         (lambda path: (path.mkdir(), (path / "notes.txt").write_text("x")), r"notes\.txt: a \.txt file"),
         (lambda path: (path.mkdir(), (path / "LICENSE").write_text("x")), "LICENSE: a nameless file"),
         (lambda path: (path.mkdir(), (path / "a.jsonl").write_text("")), "holds no rows"),
