@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from lib.cluster.group import Deadlines
-from lib.cluster.ray_backend import RayGroup
+from lib.cluster.ray_backend import START_ATTEMPTS, RayGroup, start_ray
 from lib.config.parallel import ClusterShape
 from lib.core.errors import InfraError
 from tests.lib.cluster.workers import Probe
@@ -72,3 +72,34 @@ def test_a_cluster_without_room_says_so_and_keeps_nothing() -> None:
         RayGroup(Probe, shape, env={}, deadlines=Deadlines(start_seconds=2.0))
     states = {table["state"] for table in ray.util.placement_group_table().values()}
     assert states <= {"REMOVED"}
+
+
+@pytest.mark.parametrize("num_timeouts", [0, START_ATTEMPTS - 1, START_ATTEMPTS])
+def test_a_slow_start_is_tried_again_and_nothing_else_is(num_timeouts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray gives its node 30 s to start, which a busy machine may exceed: so many attempts, then an error that says so.
+    Any other failure is raised at once, as it is."""
+    started: list[int] = []
+
+    def init(**_: object) -> None:
+        started.append(len(started))
+        if len(started) <= num_timeouts:
+            raise Exception("The current node timed out during startup")  # Ray's own kind and text
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", init)
+    if num_timeouts == START_ATTEMPTS:
+        with pytest.raises(InfraError, match=f"didn't start in {START_ATTEMPTS} attempts: The current node timed out"):
+            start_ray(1)
+        assert len(started) == START_ATTEMPTS
+        return
+    start_ray(1)
+    assert len(started) == num_timeouts + 1
+
+    def fail(**_: object) -> None:
+        raise ValueError("no such option")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(ValueError, match="no such option"):
+        start_ray(1)
