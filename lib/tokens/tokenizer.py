@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from lib.core.errors import TokenizerError
 from lib.tokens.auto_tokenizer import AutoTokenizer
+from lib.tokens.control import ControlText, control_tokens
+from lib.tokens.sandbox import template_problem
+from lib.tokens.vocab_plan import planned_text_tokens
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -26,8 +28,12 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
+    "vocab_plan.json",
 )
 """Files of a Hugging Face folder that make its tokenizer; those present are copied and enter the digest."""
+
+TOOL_TURN_ENDS = ("<|eom_id|>", "<|call|>")
+"""Ends of a turn that calls a tool, in the formats that have one of their own (Llama 3, harmony)."""
 
 PROBE_TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -43,9 +49,6 @@ PROBE_TEXTS = (
 )
 """Text in Unicode's composed form (NFC), so that a tokenizer that composes must still return it unchanged."""
 
-_TRACKER = threading.Lock()
-"""transformers keeps the spans of a rendering in the compiled template, which threads share."""
-
 
 @dataclass(frozen=True)
 class Tokenizer:
@@ -55,12 +58,18 @@ class Tokenizer:
     """
 
     folder: Path
-    template: str
-    """The Jinja chat template."""
+    template: str | None
+    """The Jinja chat template; None where the folder has none."""
     special_tokens: dict[str, str]
     """Variables that the template may use, such as bos_token."""
     backend: tokenizers.Tokenizer
     """AutoTokenizer's pipeline, without truncation and padding, and with untrimmed character offsets."""
+    text_backend: tokenizers.Tokenizer
+    """The same, but blind to control tokens: a text that spells one becomes plain text."""
+    control_tokens: dict[str, int]
+    """Text -> id of the added tokens that are instructions to the model, flagged special or not."""
+    prefix_ids: tuple[int, ...]
+    """What the pipeline puts before a text of its own accord, such as a begin token; chat templates write their own."""
     vocab_size: int
     """One more than the greatest id, added tokens included."""
     eos_id: int
@@ -73,8 +82,8 @@ class Tokenizer:
         """Read and check a Hugging Face tokenizer folder.
 
         Raises:
-            TokenizerError: a file or the chat template is missing, code of its own is asked for, AutoTokenizer says other
-                ids than tokenizer.json, or text doesn't come back unchanged.
+            TokenizerError: a file is missing, code of its own is asked for, AutoTokenizer says other ids than tokenizer.json,
+                text doesn't come back unchanged, or the chat template is no program to be trusted with memory and time.
         """
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if not (folder / name).is_file():
@@ -83,22 +92,30 @@ class Tokenizer:
         try:
             raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
             auto: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            template = auto.get_chat_template()
+            template = auto.get_chat_template() if auto.chat_template else None
         except Exception as error:  # the libraries raise anything here, Exception itself included
             raise TokenizerError(f"{folder}: the tokenizer can't be opened: {error}") from error
         if auto.eos_token_id is None:
             raise TokenizerError(f"{folder}: tokenizer_config.json names no eos_token; add it")
+        special = {name: str(token) for name, token in auto.special_tokens_map.items() if isinstance(token, str)}
+        if template is not None:
+            problem = template_problem(template, tuple(sorted(special.items())))
+            if problem is not None:
+                raise TokenizerError(f"{folder}: the chat template {problem} on a small sample; don't use this template")
         backend = _pure_pipeline(auto.backend_tokenizer)
         _check_ids(folder, auto, raw, backend)
-        pad_id = auto.pad_token_id
+        control = control_tokens(backend.get_added_tokens_decoder(), template or "", planned_text_tokens(folder))
         return Tokenizer(
             folder=folder,
             template=template,
-            special_tokens={name: str(token) for name, token in auto.special_tokens_map.items() if isinstance(token, str)},
+            special_tokens=special,
             backend=backend,
+            text_backend=_without_control(folder, backend, control),
+            control_tokens=control,
+            prefix_ids=_prefix_ids(raw),
             vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
             eos_id=auto.eos_token_id,
-            pad_id=auto.eos_token_id if pad_id is None else pad_id,
+            pad_id=auto.eos_token_id if auto.pad_token_id is None else auto.pad_token_id,
             bos_id=auto.bos_token_id,
         )
 
@@ -113,23 +130,32 @@ class Tokenizer:
         return whole.hexdigest()
 
     @cached_property
-    def control_tokens(self) -> dict[str, int]:
-        """Text -> id of every added token: what the pipeline recognises in text and splits out, special or not."""
-        return {token.content: number for number, token in self.backend.get_added_tokens_decoder().items()}
+    def control_text(self) -> ControlText:
+        """Finds control tokens in text."""
+        return ControlText(self.control_tokens)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end generation: the token that closes a turn in the chat template, and eos.
+        """Ids that end generation: the token that closes a turn in the chat template, eos, and those that hand over to a tool.
 
         Raises:
             TokenizerError: the template closes a turn with no token of its own.
         """
-        from_template = turn_end(self)
-        return tuple(dict.fromkeys((self.control_tokens[from_template], self.eos_id)))
+        closing = [turn_end(self)] if self.template is not None else []
+        closing += [token for token in TOOL_TURN_ENDS if token in self.control_tokens]
+        return tuple(dict.fromkeys((*(self.control_tokens[token] for token in closing), self.eos_id)))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, no special tokens added."""
+        """Ids of a text, no special tokens added; a control token in it becomes its id."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a text that may spell control tokens and holds none."""
+        return list(self.text_backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_text` of many texts in one call, without the cost of character offsets."""
+        return [encoding.ids for encoding in self.text_backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         """Ids and character offsets of many texts in one call, no special tokens added."""
@@ -145,20 +171,22 @@ class Tokenizer:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
 
-    def render(self, template: str, messages: Sequence[dict[str, str]], **options: Any) -> tuple[str, list[tuple[int, int]]]:
-        """Text of a conversation and the character spans that `{% generation %}` blocks of `template` wrote."""
-        with _TRACKER:
-            rendered, spans = render_jinja_template(
-                conversations=[list(messages)], chat_template=template, **(self.special_tokens | options)
-            )
-        return rendered[0], list(spans[0]) if spans else []
+    def render(self, messages: Sequence[dict[str, Any]], **variables: Any) -> str:
+        """Text of a conversation by the chat template; raises what Jinja raises."""
+        if self.template is None:
+            raise TokenizerError(f"{self.folder}: has no chat template; set config.data.chat_format")
+        rendered, _ = render_jinja_template(
+            conversations=[list(messages)], chat_template=self.template, **(self.special_tokens | variables)
+        )
+        return str(rendered[0])
 
 
 def turn_end(tokenizer: Tokenizer) -> str:
     """Text of the control token that closes an assistant turn in the chat template."""
     answer = "answer-of-the-probe"
     probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
-    text, _ = tokenizer.render(tokenizer.template, probe)
+    # A date has the same length whatever it is, and nothing here depends on it.
+    text = tokenizer.render(probe, strftime_now=lambda _: "2024-07-26")
     after = text.partition(answer)[2]
     found = [token for token in tokenizer.control_tokens if after.startswith(token)]
     if not found:
@@ -178,6 +206,30 @@ def _pure_pipeline(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     # since special tokens come from the template alone.
     copy.post_processor = processors.ByteLevel(trim_offsets=False)
     return copy
+
+
+def _without_control(folder: Path, backend: tokenizers.Tokenizer, control: dict[str, int]) -> tokenizers.Tokenizer:
+    """A copy that doesn't recognise the control tokens. Raises TokenizerError where it does all the same."""
+    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    known = backend.get_added_tokens_decoder()
+    tokens = [known[token_id] for token_id in control.values()]
+    if trimming := [token.content for token in tokens if token.lstrip or token.rstrip or token.single_word]:
+        raise TokenizerError(
+            f"{folder}: the control token {trimming[0]!r} swallows white space beside it, so masks would be wrong"
+        )
+    copy.add_special_tokens(
+        [tokenizers.AddedToken(token.content, special=True, normalized=token.normalized) for token in tokens]
+    )
+    copy.encode_special_tokens = True
+    for text, encoding in zip(control, copy.encode_batch_fast(list(control), add_special_tokens=False)):
+        if control[text] in encoding.ids:
+            raise TokenizerError(f"{folder}: the text {text!r} can't be kept from becoming the control token of that name")
+    return copy
+
+
+def _prefix_ids(raw: tokenizers.Tokenizer) -> tuple[int, ...]:
+    with_specials, plain = raw.encode("x", add_special_tokens=True).ids, raw.encode("x", add_special_tokens=False).ids
+    return tuple(with_specials[: with_specials.index(plain[0])])
 
 
 def _refuse_remote_code(folder: Path) -> None:

@@ -115,31 +115,55 @@ def test_a_row_with_nothing_to_train_is_refused(tmp_path: Path) -> None:
         encoder.encode([_conversation(("user", "a"))])
 
 
-@pytest.mark.parametrize(
-    ("template", "reason"),
-    [
-        ("{% for m in messages %}{{ '<|im_start|>' + m['content'] | trim + '<|im_end|>' }}{% endfor %}", "no expression"),
-        ("{% for m in messages %}{{ m['content'] + ' <|im_end|>' }}{% endfor %}", "not a token of its own"),
-        (CHATML_TEMPLATE.replace("message['content'] +", "message['content'] | trim +"), "no expression"),
-        (
-            "{% for message in messages %}{% set text = message['content'] %}"
-            "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% endfor %}",
-            "marks",
-        ),
-        (CHATML_TEMPLATE.replace("'<|im_end|>' + '\n'", "'<|im_end|>' + loop.index ~ '\n'"), None),
-    ],
-    ids=["trims", "space before the end", "trims in a loop", "marks the user too", "writes more after the end"],
-)
-def test_template_is_marked_rightly_or_refused(tmp_path: Path, template: str, reason: str | None) -> None:
-    """A template whose marks would be wrong never makes a mask."""
+def _written(content: str) -> str:
+    """A ChatML template that writes `content`."""
+    return (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + " + content + " + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+
+
+_BROKEN = {
+    "no header": ("{% for m in messages %}{{ '<|im_start|>' + m['content'] + '<|im_end|>' }}{% endfor %}", "adds no header"),
+    "space before the end": ("{% for m in messages %}{{ m['content'] + ' <|im_end|>' }}{% endfor %}", "not a token of its own"),
+    "text in upper case": (_written("m['content'] | upper"), "not a token of its own"),
+    "text cut": (_written("m['content'][:20]"), "cuts or changes"),
+    "text in quotes": (_written("m['content'] | tojson | upper"), "not a token of its own"),
+    "another header": (_written("m['content']").replace("m['role'] +", "m['role'][:1] +"), "header"),
+    "today's date": ("{{ strftime_now('%d') }}" + CHATML_TEMPLATE, "template_date"),
+    "no system message": (_written("(m['content'] if m['role'] != 'user' else '')"), "leaves out the content of message 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("template", "reason"), _BROKEN.values(), ids=_BROKEN)
+def test_template_that_cannot_be_marked_is_refused_with_the_reason(tmp_path: Path, template: str, reason: str) -> None:
+    """[A1] A template whose marks would be wrong never makes a mask."""
     folder = tiny_tokenizer(tmp_path / "tiny", template=template)
-    if reason is None:
-        encoder = ChatEncoder(Tokenizer.load(folder))
-        conversation = _conversation(("user", "a"), ("assistant", "b"))
-        assert encoder.encode([conversation])[0].loss_mask == oracle(AutoTokenizer.from_pretrained(folder), conversation)[1]
-        return
     with pytest.raises(TokenizerError, match=reason):
         ChatEncoder(Tokenizer.load(folder))
+
+
+_ODD = {
+    "trims": CHATML_TEMPLATE.replace("message['content'] +", "message['content'] | trim +"),
+    "strips newlines": CHATML_TEMPLATE.replace("message['content'] +", "message['content'].strip('\n') +"),
+    "strips the right": CHATML_TEMPLATE.replace("message['content'] +", "message['content'].rstrip() +"),
+    "more after the end": CHATML_TEMPLATE.replace("'<|im_end|>' + '\n'", "'<|im_end|>' + loop.index ~ '\n'"),
+    "its own marks": CHATML_TEMPLATE.replace("{{'<|im_start|>'", "{% generation %}{{'<|im_start|>'").replace(
+        "'\n'}}{% endfor", "'\n'}}{% endgeneration %}{% endfor"
+    ),
+}
+"""Templates that change what messages say at its ends, or write things of their own."""
+
+
+@pytest.mark.parametrize("template", _ODD.values(), ids=_ODD)
+def test_template_that_strips_or_adds_is_marked_rightly(tmp_path: Path, template: str) -> None:
+    """[A1][A5] Whatever white space a template takes off, ids are apply_chat_template's and the mask is the oracle's."""
+    folder = tiny_tokenizer(tmp_path / "tiny", template=template)
+    auto, encoder = AutoTokenizer.from_pretrained(folder), ChatEncoder(Tokenizer.load(folder))
+    for number in range(60):
+        conversation = random_conversation(random.Random(number), number)
+        encoded = encoder.encode([conversation])[0]
+        assert (encoded.token_ids, encoded.loss_mask) == oracle(auto, conversation)
 
 
 def test_preview_shows_all_text_escaped_and_colours_what_is_trained(tmp_path: Path) -> None:

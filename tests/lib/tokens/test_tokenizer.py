@@ -85,6 +85,13 @@ def _edit_pipeline(folder: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def _edit_token(folder: Path, **values: object) -> None:
+    path = folder / "tokenizer.json"
+    pipeline = json.loads(path.read_text())
+    pipeline["added_tokens"][1] |= values
+    path.write_text(json.dumps(pipeline))
+
+
 def _remove_eos(folder: Path) -> None:
     _edit_config(folder, eos_token=None)
     (folder / "special_tokens_map.json").unlink()
@@ -93,7 +100,9 @@ def _remove_eos(folder: Path) -> None:
 _BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("no tokenizer.json", lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
     ("no config", lambda f: (f / "tokenizer_config.json").unlink(), "no tokenizer_config.json"),
-    ("no template", lambda f: _edit_config(f, chat_template=None), "can't be opened"),
+    ("two templates", lambda f: _edit_config(f, chat_template=[{"name": n, "template": "x"} for n in "ab"]), "can't be opened"),
+    ("a template that is no Jinja", lambda f: _edit_config(f, chat_template="{% if %}"), "TemplateSyntaxError"),
+    ("a token that swallows white space", lambda f: _edit_token(f, lstrip=True), "swallows white space"),
     ("no eos", _remove_eos, "eos_token"),
     ("its own code", lambda f: _edit_config(f, auto_map={"AutoTokenizer": ["x.Y", None]}), "auto_map"),
     ("config not JSON", lambda f: (f / "tokenizer_config.json").write_text("{"), "not JSON"),

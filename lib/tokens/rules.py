@@ -1,0 +1,71 @@
+"""What of a conversation is trained, and how it is written."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lib.config.data import DataConfig
+from lib.core.errors import DataError
+from lib.core.examples import Message
+
+TrainOn = Literal["all_assistant_turns", "last_assistant_turn", "after_marker"]
+
+
+@dataclass(frozen=True)
+class ChatRules:
+    """The fields of the data configuration that decide ids and masks; see lib.config.data for what each means."""
+
+    train_on: TrainOn = "all_assistant_turns"
+    train_marker: str | None = None
+    train_thinking: bool = True
+    control_tokens: Literal["refuse", "split"] = "refuse"
+    chat_format: Literal["template", "harmony", "table"] = "template"
+    chat_table: str | None = None
+    template_date: str | None = None
+
+    @staticmethod
+    def of(config: DataConfig) -> "ChatRules":
+        """The rules that a data configuration asks for."""
+        return ChatRules(
+            train_on=config.train_on,
+            train_marker=config.train_marker,
+            train_thinking=config.train_thinking,
+            control_tokens=config.control_tokens,
+            chat_format=config.chat_format,
+            chat_table=config.chat_table,
+            template_date=config.template_date,
+        )
+
+
+def turn_weights(messages: Sequence[Message], rules: ChatRules, where: str) -> list[float]:
+    """[messages] factor on the loss of each message; 0 for what is not trained, and always for others than the assistant.
+
+    Raises:
+        DataError: a weight is not a finite number of 0 or more, or is given to a message that can't be trained.
+    """
+    weights = [0.0] * len(messages)
+    last = max((number for number, message in enumerate(messages) if message.role == "assistant"), default=-1)
+    marker = -1
+    if rules.train_on == "after_marker" and rules.train_marker is not None:
+        holders = (number for number, message in enumerate(messages) if rules.train_marker in message.content)
+        marker = next(holders, len(messages))
+    for number, message in enumerate(messages):
+        if message.weight is not None:
+            _check_weight(message, number, where)
+            weights[number] = message.weight
+        elif message.role == "assistant":
+            chosen = number == last if rules.train_on == "last_assistant_turn" else number > marker
+            weights[number] = 1.0 if chosen else 0.0
+    return weights
+
+
+def _check_weight(message: Message, number: int, where: str) -> None:
+    weight = message.weight
+    if weight is None or not (math.isfinite(weight) and weight >= 0.0):
+        raise DataError(f"{where}: message {number + 1} has the weight {weight!r}; give a finite number of 0 or more")
+    if weight and message.role != "assistant":
+        raise DataError(
+            f"{where}: message {number + 1} ({message.role}) has the weight {weight!r}, but only an assistant's turns are "
+            "trained; leave its weight out"
+        )
