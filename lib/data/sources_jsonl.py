@@ -1,12 +1,11 @@
 """Rows of JSON-lines files, plain in byte ranges or compressed; damage to a row is reported by row, not raised."""
 
-import json
 from collections.abc import Iterator
-from typing import Any, NoReturn
 
 import pyarrow as pa
 
 from lib.core.errors import DataError
+from lib.data.checks import strict_json
 from lib.data.sources_ahead import ReadAhead
 from lib.data.sources_listing import SourceFile, reading
 from lib.data.sources_types import RawRow, Split
@@ -141,17 +140,4 @@ def _parse(text: str) -> object:
         raise ValueError("the line is blank")
     if text.startswith("\ufeff"):
         raise ValueError("the file starts with a byte order mark; save it as UTF-8 without one")
-    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twice)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"field {twice!r} is given twice")
-    return values
+    return strict_json(text)

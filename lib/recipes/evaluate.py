@@ -11,8 +11,8 @@ from lib.cluster.group import Deadlines, Event, GroupFactory
 from lib.config.evaluation import EvalConfig
 from lib.config.parallel import ClusterShape
 from lib.core.artifact import read_manifest
-from lib.core.examples import Encoded
-from lib.data.rows import ConversationTable
+from lib.core.examples import Conversation, Encoded
+from lib.data.table import ExampleTable
 from lib.evals.generation import answerable, encoded_rows, prompts_of, score_rows
 from lib.evals.report import EvalReport, EvalRow, wilson_interval
 from lib.evals.workers import EnginePool, EngineWorker, LossWorker
@@ -49,7 +49,7 @@ def run_evaluation(
         GenerationError: an engine failed; nothing is scored.
         WorkerDiedError: a rank of the held-out loss died.
     """
-    table = ConversationTable.open(data_dir)
+    table = ExampleTable.open(data_dir, Conversation)
     rows = table.rows(range(min(len(table), config.max_rows)))
     asked = answerable(rows, config.verifier)
     tokenizer = Tokenizer.load(model_dir)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from lib.core.artifact import Staged, read_manifest
 from lib.core.errors import ArtifactCorruptError, DataError
 from lib.core.examples import Conversation, Message
-from lib.data.checks import RowRefused, check_row
-from lib.data.rows import SCHEMA, ConversationTable, ingest_dataset
+from lib.data.checks import RowRefused
+from lib.data.rows import ConversationTable, ingest_dataset
+from lib.data.schemas.layouts import LAYOUTS
 from tests.lib.data.datasets import ingested, row, table, write_jsonl
 
 U = {"role": "user", "content": "q"}
@@ -58,11 +59,17 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
     "message null": (_line({"messages": [U, None]}), "message 2 is missing or null"),
     "no role": (_line({"messages": [{"content": "q"}, A]}), "message 1 has no 'role'"),
     "no content": (_line({"messages": [U, {"role": "assistant"}]}), "message 2 has no 'content'"),
-    "extra in message": (_line({"messages": [U, A | {"weight": 1}]}), "message 2 has unknown field 'weight'"),
-    "tool calls": (_line({"messages": [U, A | {"tool_calls": []}]}), "unknown field 'tool_calls'"),
+    "extra in message": (_line({"messages": [U, A | {"score": 1}]}), "message 2 has unknown field 'score'"),
+    "tool calls": (
+        _line({"messages": [U | {"tool_calls": [{}]}, A]}),
+        "message 1 has 'tool_calls', which a message of role user",
+    ),
     "role human": (_line({"messages": [{"role": "human", "content": "q"}, A]}), "role 'human'; expected one of system"),
     "role User": (_line({"messages": [{"role": "User", "content": "q"}, A]}), "role 'User'"),
-    "role tool": (_line({"messages": [U, {"role": "tool", "content": "q"}, A]}), "role 'tool'"),
+    "role tool": (
+        _line({"messages": [U, {"role": "tool", "content": "q"}, A]}),
+        "message 2 is of the tool, expected of the assistant",
+    ),
     "role null": (_line({"messages": [{"role": None, "content": "q"}, A]}), "role None"),
     "role a list": (_line({"messages": [{"role": ["user"], "content": "q"}, A]}), "role "),
     "content null": (
@@ -141,7 +148,7 @@ def test_malformed_row_is_refused_with_place_and_reason(tmp_path: Path, line: by
 def test_any_value_is_a_conversation_or_refused(value: object) -> None:
     """[A16] No JSON value whatever makes another exception."""
     try:
-        assert isinstance(check_row(value, "f:1"), Conversation)
+        assert isinstance(LAYOUTS[0].check(value, "f:1"), Conversation)
     except RowRefused as refused:
         assert str(refused)
 
@@ -219,7 +226,7 @@ def test_parquet_rows_are_checked_like_lines(tmp_path: Path) -> None:
     assert _refusal(tmp_path / "bytes.parquet", tmp_path).startswith("bytes.parquet:2: not UTF-8")
     table_ = pa.table({"messages": pa.array([good], pa.list_(struct)), "score": [float("nan")]})
     pq.write_table(table_, tmp_path / "more.parquet")
-    assert "more.parquet:1: has unknown field 'score'" in _refusal(tmp_path / "more.parquet", tmp_path)
+    assert "more.parquet:1: has columns messages, score, which are those of 'messages' and the unknown score" in _refusal(tmp_path / "more.parquet", tmp_path)
 
 
 def test_folder_is_read_in_order_of_names_and_counted(tmp_path: Path) -> None:
@@ -266,4 +273,3 @@ def test_table_reads_any_row_by_number(tmp_path: Path) -> None:
     for outside in (-1, 2500):
         with pytest.raises(IndexError):
             found[outside]
-    assert SCHEMA.names == ["id", "source", "messages", "answer"]
