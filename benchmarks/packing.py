@@ -1,6 +1,6 @@
 """Packing: ours against TRL (bfd, wrapped) and a torchtune-style greedy, one thread, CPU time, same output fields.
 
-`python -m benchmarks packing [--samples 100000] [--rounds 3] [--capacity 4096] [--open-packs 128]
+`python -m benchmarks packing [--samples 100000] [--rounds 3] [--capacity 4096] [--open-packs 128] [--max-delay 1024]
 [--token-bytes 4] [--cases lognormal_1.0 lognormal_1.5 lognormal_2.0 zipf]`; a million samples need about 16 GB of memory,
 half of it with two-byte ids.
 
@@ -45,11 +45,11 @@ def lengths_of(name: str, num_samples: int, capacity: int) -> np.ndarray:
     return np.clip(raw, 1, capacity).astype(np.int64)
 
 
-def pack_ours(table: pa.Table, capacity: int, open_packs: int) -> pa.Table:
-    """Ours over the whole table, the number of open packs bounded."""
+def pack_ours(table: pa.Table, capacity: int, open_packs: int, max_delay: int) -> pa.Table:
+    """Ours over the whole table, the number of open packs and the delay bounded."""
     column = table.column("input_ids").chunk(0)
     lengths = pc.list_value_length(column).to_numpy()
-    plan = plan_packs(lengths, capacity, open_packs)
+    plan = plan_packs(lengths, capacity, open_packs, max_delay)
     return _rows(column, plan.order, plan.offsets)
 
 
@@ -94,7 +94,7 @@ def pack_trl_kernel(table: pa.Table, capacity: int) -> list[pa.Table]:
 
 def race(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All variants on one distribution of lengths: CPU seconds a million tokens, efficiency, documents a second."""
-    capacity, open_packs = options.capacity, options.open_packs
+    capacity, open_packs, max_delay = options.capacity, options.open_packs, options.max_delay
     lengths = lengths_of(name, options.samples, capacity)
     values = np.ones(lengths.sum(), dtype=f"int{8 * options.token_bytes}")
     column = pa.LargeListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(lengths)))), pa.array(values))
@@ -115,7 +115,7 @@ def race(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
     map_kwargs = {"keep_in_memory": True, "load_from_cache_file": False}
     variants = {
-        "ours": lambda: pack_ours(table, capacity, open_packs),
+        "ours": lambda: pack_ours(table, capacity, open_packs, max_delay),
         "trl_bfd": lambda: pack_dataset(dataset, capacity, "bfd", map_kwargs=dict(map_kwargs)),
         "trl_bfd_kernel": lambda: pack_trl_kernel(table, capacity),
         "trl_wrapped": lambda: pack_dataset(dataset, capacity, "wrapped", map_kwargs=dict(map_kwargs)),
@@ -133,12 +133,12 @@ def race(name: str, options: argparse.Namespace) -> dict[str, Any]:
         for key, value in medians(seconds).items()
     }
     gc.collect()
-    return result | {"tokens": num_tokens, "decisions_per_cpu_second": _decision_rate(lengths, capacity, open_packs)}
+    return result | {"tokens": num_tokens, "decisions_per_cpu_second": _decision_rate(lengths, options)}
 
 
-def _decision_rate(lengths: np.ndarray, capacity: int, open_packs: int) -> float:
+def _decision_rate(lengths: np.ndarray, options: argparse.Namespace) -> float:
     """Placements a CPU second of the packer alone, without moving tokens."""
-    packer: BestFitPacker[int] = BestFitPacker(capacity, open_packs)
+    packer: BestFitPacker[int] = BestFitPacker(options.capacity, options.open_packs, options.max_delay)
     items = lengths.tolist()
     seconds = interleaved_cpu_seconds({"decisions": lambda: packer.extend(items, range(len(items)))}, rounds=1)
     return len(items) / seconds["decisions"][0]
@@ -151,6 +151,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--capacity", type=int, default=4096)
     parser.add_argument("--open-packs", type=int, default=128)
+    parser.add_argument("--max-delay", type=int, default=1024)
     parser.add_argument("--token-bytes", type=int, choices=(2, 4), default=4)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     options = parser.parse_args(arguments)
@@ -169,6 +170,7 @@ def main(arguments: Sequence[str]) -> None:
         if key == "ours":
             report.ours = figures | {
                 "open_packs": float(options.open_packs),
+                "max_delay": float(options.max_delay),
                 "decisions_per_cpu_second": min(case["decisions_per_cpu_second"] for case in cases.values()),
             }
         else:

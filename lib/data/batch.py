@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,15 +21,25 @@ class Document:
     """[T] int32"""
     loss_mask: np.ndarray
     """[T] bool, True on trained tokens."""
+    weights: np.ndarray | None = None
+    """[T] float32 factor on the loss of a trained token; 0 off the mask. None: all 1."""
 
     @staticmethod
     def of(encoded: Encoded) -> "Document":
-        return Document(encoded.sample_id, np.array(encoded.token_ids, np.int32), np.array(encoded.loss_mask, np.bool_))
+        weights = None if encoded.weights is None else np.array(encoded.weights, np.float32)
+        return Document(
+            encoded.sample_id, np.array(encoded.token_ids, np.int32), np.array(encoded.loss_mask, np.bool_), weights
+        )
 
-    @property
+    @cached_property
     def num_targets(self) -> int:
         """Trained tokens that some position predicts: all but the first token, which no token comes before."""
         return int(np.count_nonzero(self.loss_mask[1:]))
+
+    def part(self, start: int, stop: int) -> "Document":
+        """Tokens `start` to `stop` as a document of their own; its first token, like any first one, is not a target."""
+        weights = None if self.weights is None else self.weights[start:stop]
+        return Document(self.sample_id, self.token_ids[start:stop], self.loss_mask[start:stop], weights)
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,10 @@ class PackedBatch:
     """Labels that are not IGNORE_INDEX."""
     sample_ids: tuple[tuple[str, ...], ...]
     """Ids of each row's documents, in order."""
+    weights: torch.Tensor | None
+    """[B, T] float32 factor on the loss of each label; 0 where there is none. None: 1 for all."""
+    weight_sum: float
+    """Sum of the labels' factors, which divides a loss that uses them; num_targets where weights is None."""
 
 
 def collate(rows: Sequence[PackedRow], sequence_length: int, pad_id: int) -> PackedBatch:
@@ -75,6 +90,8 @@ def collate(rows: Sequence[PackedRow], sequence_length: int, pad_id: int) -> Pac
     shape = (len(rows), sequence_length)
     token_ids, labels = np.full(shape, pad_id, np.int64), np.full(shape, IGNORE_INDEX, np.int64)
     positions, document_ids = np.zeros(shape, np.int64), np.full(shape, -1, np.int32)
+    is_weighted = any(document.weights is not None for row in rows for document in row.documents)
+    weights = np.zeros(shape, np.float32) if is_weighted else None
     num_targets = 0
     for index, row in enumerate(rows):
         if row.num_tokens > sequence_length:
@@ -84,10 +101,14 @@ def collate(rows: Sequence[PackedRow], sequence_length: int, pad_id: int) -> Pac
             if not document.num_targets:
                 raise DataError(f"row {document.sample_id!r} has no token to predict; give it an answer")
             stop = start + len(document.token_ids)
+            trained = document.loss_mask[1:]
             token_ids[index, start:stop] = document.token_ids
-            labels[index, start : stop - 1] = np.where(document.loss_mask[1:], document.token_ids[1:], IGNORE_INDEX)
+            np.copyto(labels[index, start : stop - 1], document.token_ids[1:], where=trained)
             positions[index, start:stop] = np.arange(stop - start)
             document_ids[index, start:stop] = number
+            if weights is not None:
+                factors = 1.0 if document.weights is None else document.weights[1:]
+                np.copyto(weights[index, start : stop - 1], factors, where=trained)
             num_targets += document.num_targets
             start = stop
     return PackedBatch(
@@ -97,4 +118,6 @@ def collate(rows: Sequence[PackedRow], sequence_length: int, pad_id: int) -> Pac
         document_ids=torch.from_numpy(document_ids),
         num_targets=num_targets,
         sample_ids=tuple(row.sample_ids for row in rows),
+        weights=None if weights is None else torch.from_numpy(weights),
+        weight_sum=float(num_targets) if weights is None else float(weights.sum(dtype=np.float64)),
     )

@@ -6,10 +6,10 @@ a bitset over the rooms, and its cost doesn't grow with the capacity.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,24 +28,38 @@ class Pack(NamedTuple, Generic[Ref]):
     """Tokens of the capacity that no item fills."""
 
 
+class OpenPack(NamedTuple, Generic[Ref]):
+    """A pack that may take further items."""
+
+    age: int
+    """Number of its first item."""
+    room: int
+    """Tokens of the capacity that are free."""
+    refs: list[Ref]
+
+
 class BestFitPacker(Generic[Ref]):
     """Puts each item into the open pack it fills best, of equal ones the oldest; where none has room, opens one.
 
-    A pack closes when it is full, or when it is the fullest of `open_packs` and room for a new one is needed. So what is
-    held is bounded, and which packs come out is a function of the items and their order alone. No item is ever split.
+    A pack closes when it is full, when it is the fullest of `open_packs` and room for a new one is needed, or when
+    `max_delay` further items have been placed since its first. So what is held and for how long is bounded, and which packs
+    come out is a function of the items and their order alone. No item is ever split.
     """
 
-    def __init__(self, capacity: int, open_packs: int) -> None:
-        if capacity < 1 or open_packs < 1:
-            raise ValueError(f"capacity ({capacity}) and open_packs ({open_packs}) must be at least 1")
+    def __init__(self, capacity: int, open_packs: int, max_delay: int) -> None:
+        if capacity < 1 or open_packs < 1 or max_delay < 1:
+            raise ValueError(f"capacity ({capacity}), open_packs ({open_packs}) and max_delay ({max_delay}) must be at least 1")
         self.capacity = capacity
         self.open_packs = open_packs
+        self.max_delay = max_delay
         self._keys: list[int] = []
         """Sorted: room << _AGE_BITS | age of each open pack."""
         self._items: dict[int, list[Ref]] = {}
-        """Age -> items of each open pack."""
-        self._age = 0
-        """Packs opened so far."""
+        """Age -> items of each open pack, the oldest first. The age of a pack is the number of its first item."""
+        self.num_placed = 0
+        """Items so far."""
+        self._next_check = 0
+        """Number of the item before which the oldest pack may have to close; too early where that one is closed already."""
 
     def add(self, length: int, ref: Ref) -> list[Pack[Ref]]:
         """Place one item of `length` tokens; returns the packs (none, or one) that this closed."""
@@ -59,7 +73,10 @@ class BestFitPacker(Generic[Ref]):
         """
         keys, items, capacity = self._keys, self._items, self.capacity
         closed: list[Pack[Ref]] = []
-        for length, ref in zip(lengths, refs):
+        for number, (length, ref) in enumerate(zip(lengths, refs), start=self.num_placed + 1):
+            self.num_placed = number
+            if number > self._next_check:
+                self._close_late(number, closed)
             needed = length << _AGE_BITS
             best = bisect_left(keys, needed)
             if best < len(keys) and length > 0:
@@ -80,7 +97,8 @@ class BestFitPacker(Generic[Ref]):
             if len(keys) == self.open_packs:
                 key = keys.pop(0)
                 closed.append(Pack(items.pop(key & _AGE_MASK), key >> _AGE_BITS))
-            self._open(capacity - length, [ref])
+            items[number] = [ref]
+            insort(keys, (capacity - length) << _AGE_BITS | number)
         return closed
 
     def flush(self) -> list[Pack[Ref]]:
@@ -90,31 +108,27 @@ class BestFitPacker(Generic[Ref]):
         self._items.clear()
         return closed
 
-    def state(self) -> dict[str, Any]:
-        """Everything that decides what comes next, packs from the oldest; JSON if the refs are."""
+    def open(self) -> list[OpenPack[Ref]]:
+        """The open packs, the oldest first: with `num_placed`, everything that decides what comes next."""
         room_of = {key & _AGE_MASK: key >> _AGE_BITS for key in self._keys}
-        packs = [[room_of[age], list(refs)] for age, refs in self._items.items()]
-        return {"capacity": self.capacity, "open_packs": self.open_packs, "packs": packs}
+        return [OpenPack(age, room_of[age], list(refs)) for age, refs in self._items.items()]
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state` was taken.
+    def load(self, packs: Sequence[OpenPack[Ref]], num_placed: int) -> None:
+        """Go on exactly where a packer of the same settings had these open packs."""
+        self.num_placed, self._next_check = num_placed, 0
+        self._items = {pack.age: list(pack.refs) for pack in packs}
+        self._keys = sorted(pack.room << _AGE_BITS | pack.age for pack in packs)
 
-        Raises:
-            ValueError: the state is of a packer of another capacity or number of open packs.
-        """
-        if (state["capacity"], state["open_packs"]) != (self.capacity, self.open_packs):
-            raise ValueError(
-                f"the state is of a packer with capacity {state['capacity']} and {state['open_packs']} open packs, "
-                f"this one has {self.capacity} and {self.open_packs}"
-            )
-        self.flush()
-        for room, refs in state["packs"]:
-            self._open(room, list(refs))
-
-    def _open(self, room: int, refs: list[Ref]) -> None:
-        self._age += 1
-        self._items[self._age] = refs
-        insort(self._keys, room << _AGE_BITS | self._age)
+    def _close_late(self, number: int, closed: list[Pack[Ref]]) -> None:
+        """Close the packs that may take no further item when item `number` comes."""
+        while self._items:
+            age = next(iter(self._items))
+            if number <= age + self.max_delay:
+                self._next_check = age + self.max_delay
+                return
+            index = next(index for index, key in enumerate(self._keys) if key & _AGE_MASK == age)
+            closed.append(Pack(self._items.pop(age), self._keys.pop(index) >> _AGE_BITS))
+        self._next_check = number + self.max_delay
 
 
 @dataclass(frozen=True)
@@ -127,7 +141,7 @@ class PackPlan:
     """[num_packs + 1] int64: pack p holds order[offsets[p]:offsets[p + 1]]."""
 
 
-def plan_packs(lengths: np.ndarray, capacity: int, open_packs: int) -> PackPlan:
+def plan_packs(lengths: np.ndarray, capacity: int, open_packs: int, max_delay: int) -> PackPlan:
     """Pack a whole list of items.
 
     Items are taken in windows of `open_packs`, the longest of a window first: short ones are kept for the gaps. Those in
@@ -136,7 +150,7 @@ def plan_packs(lengths: np.ndarray, capacity: int, open_packs: int) -> PackPlan:
     Args:
         lengths: [num_items] tokens of each item, 1 to `capacity`.
     """
-    packer: BestFitPacker[int] = BestFitPacker(capacity, open_packs)
+    packer: BestFitPacker[int] = BestFitPacker(capacity, open_packs, max_delay)
     order = longest_first(lengths, open_packs)
     packs = packer.extend(lengths[order].tolist(), order.tolist())
     left = np.array([ref for pack in packer.flush() for ref in pack.refs], dtype=np.int64)

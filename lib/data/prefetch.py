@@ -1,40 +1,69 @@
-"""A background thread that prepares batches while the device computes."""
+"""Batches prepared while the device computes: in no, one or several background workers, with the same batches from all."""
 
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from lib.core.errors import InfraError
-from lib.data.stream import PackedStream, StepRows
+from lib.data.stream import StepRows, StreamPosition
 
 Prepared = TypeVar("Prepared")
+Made = TypeVar("Made")
 
 _POLL_SECONDS = 0.2
+_DEADLINE_SECONDS = 600.0
+
+
+class RowProducer(Protocol):
+    """The rows of a share, step after step: a PackedStream, or a process that runs one."""
+
+    def next_step(self) -> StepRows: ...
+
+    def position(self) -> StreamPosition:
+        """After the last `next_step`."""
+        ...
 
 
 class Prefetcher(Generic[Prepared]):
     """Gives out what `prepare` makes of each step's rows, in order, at most `depth` steps ahead.
 
-    `state()` belongs to the step last given out, however far the thread has run ahead. An exception of the stream or of
+    `position()` belongs to the step last given out, however far the workers have run ahead. An exception of a producer or of
     `prepare` is raised by the `next_step` that would have given out its step. Close it, or use it in a `with` block.
     """
 
     def __init__(
         self,
-        stream: PackedStream,
+        producers: Sequence[RowProducer],
         prepare: Callable[[StepRows], Prepared],
         depth: int,
         *,
-        deadline_seconds: float = 600.0,
+        deadline_seconds: float = _DEADLINE_SECONDS,
     ) -> None:
-        self._stream, self._prepare, self._deadline_seconds = stream, prepare, deadline_seconds
-        self._state = stream.state()
-        self._ready: queue.Queue[tuple[Prepared, dict[str, Any]] | BaseException] = queue.Queue(maxsize=depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
-        self._thread.start()
+        """Args:
+        producers: those of the workers that share a rank's rows, each run in a thread of its own.
+        depth: 0 prepares each step when it is asked for, in the caller's thread.
+        """
+        self.stall_seconds = 0.0
+        """Time that `next_step` has waited so far."""
+        self._position = _merged([producer.position() for producer in producers])
+        self._parts: list[_Background[tuple[StepRows, StreamPosition]]] = []
+        if depth and len(producers) > 1:
+            # Each worker is the only one to touch its producer; another thread puts their rows together.
+            self._parts = [_Background(_taker(producer), depth, deadline_seconds) for producer in producers]
+            takers: list[Callable[[], tuple[StepRows, StreamPosition]]] = [part.next for part in self._parts]
+        else:
+            takers = [_taker(producer) for producer in producers]
+
+        def make() -> tuple[Prepared, StreamPosition]:
+            rows, positions = zip(*(take() for take in takers))
+            return prepare(_in_order(rows)), _merged(positions)
+
+        self._whole = _Background(make, depth, deadline_seconds) if depth else None
+        self._next = self._whole.next if self._whole else make
+        self._is_closed = False
 
     def next_step(self) -> Prepared:
         """What was prepared for the next step.
@@ -42,28 +71,31 @@ class Prefetcher(Generic[Prepared]):
         Raises:
             InfraError: nothing came within the deadline.
         """
-        if self._stop.is_set():
+        if self._is_closed:
             raise RuntimeError("the prefetcher is closed")
+        start = time.perf_counter()
         try:
-            found = self._ready.get(timeout=self._deadline_seconds)
-        except queue.Empty as error:
-            raise InfraError(f"no batch was prepared within {self._deadline_seconds:.0f} s; the data thread hangs") from error
-        if isinstance(found, BaseException):
+            prepared, self._position = self._next()
+        except BaseException:
             self.close()
-            raise found
-        prepared, self._state = found
+            raise
+        self.stall_seconds += time.perf_counter() - start
         return prepared
 
-    def state(self) -> dict[str, Any]:
-        """The stream's state after the step last given out."""
-        return self._state
+    def position(self) -> StreamPosition:
+        """Where the streams are after the step last given out."""
+        return self._position
 
     def close(self) -> None:
-        """Stop the thread and wait for it."""
-        self._stop.set()
-        self._thread.join(timeout=self._deadline_seconds)
-        if self._thread.is_alive():
-            raise InfraError(f"the data thread did not end within {self._deadline_seconds:.0f} s")
+        """Stop the workers and wait for them."""
+        self._is_closed = True
+        workers: list[_Background[Any]] = [*self._parts]
+        if self._whole:
+            workers.append(self._whole)
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            worker.join()
 
     def __enter__(self) -> Self:
         return self
@@ -71,20 +103,73 @@ class Prefetcher(Generic[Prepared]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+
+def _taker(producer: RowProducer) -> Callable[[], tuple[StepRows, StreamPosition]]:
+    return lambda: (producer.next_step(), producer.position())
+
+
+def _in_order(parts: Sequence[StepRows]) -> StepRows:
+    """The rows of all workers by their number in the run."""
+    pairs = sorted((number, row) for part in parts for number, row in zip(part.numbers, part.rows))
+    return StepRows([row for _, row in pairs], [number for number, _ in pairs])
+
+
+def _merged(positions: Sequence[StreamPosition]) -> StreamPosition:
+    first = positions[0]
+    assert all(position.next_row == first.next_row for position in positions), "workers of one rank are at different steps"
+    streams = {number: at for position in positions for number, at in position.streams.items()}
+    return StreamPosition(first.fingerprint, first.next_row, streams)
+
+
+class _Background(Generic[Made]):
+    """A thread that calls `make` again and again, and a bounded queue of what came out."""
+
+    def __init__(self, make: Callable[[], Made], depth: int, deadline_seconds: float) -> None:
+        self._make, self._deadline_seconds = make, deadline_seconds
+        self._ready: queue.Queue[tuple[Made] | BaseException] = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def next(self) -> Made:
+        """The next result; what `make` raised is raised here."""
+        found = self._wait()
+        if isinstance(found, BaseException):
+            raise found
+        return found[0]
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def join(self) -> None:
+        """Raises InfraError when the thread doesn't end within the deadline."""
+        self._thread.join(timeout=self._deadline_seconds)
+        if self._thread.is_alive():
+            raise InfraError(f"the data thread did not end within {self._deadline_seconds:.0f} s")
+
+    def _wait(self) -> tuple[Made] | BaseException:
+        deadline = time.monotonic() + self._deadline_seconds
+        while not self._stop.is_set():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise InfraError(f"no batch was prepared within {self._deadline_seconds:.0f} s; the data thread hangs")
+            try:
+                return self._ready.get(timeout=min(left, _POLL_SECONDS))
+            except queue.Empty:
+                continue
+        raise RuntimeError("the prefetcher is closed")
+
     def _work(self) -> None:
         while not self._stop.is_set():
             try:
-                found: tuple[Prepared, dict[str, Any]] | BaseException = (
-                    self._prepare(self._stream.next_step()),
-                    self._stream.state(),
-                )
+                found: tuple[Made] | BaseException = (self._make(),)
             except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer's thread must see it
                 found = error
             self._hand_over(found)
             if isinstance(found, BaseException):
                 return
 
-    def _hand_over(self, found: tuple[Prepared, dict[str, Any]] | BaseException) -> None:
+    def _hand_over(self, found: tuple[Made] | BaseException) -> None:
         while not self._stop.is_set():
             try:
                 self._ready.put(found, timeout=_POLL_SECONDS)

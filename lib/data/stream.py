@@ -1,130 +1,186 @@
 """The order of samples of a whole run: packed rows for every step and rank, exact across restarts and rank counts.
 
-The rows of an epoch are shuffled and dealt out to `num_streams` virtual streams. Packed row g of the run (0, 1, 2, ...)
-comes from stream g % num_streams, step s takes rows s * R to (s + 1) * R - 1, and a rank those whose g % num_ranks is its
-own. So the samples of step s are a function of data, seed and number of streams, and a rank owns whole streams.
+The rows of an epoch are shuffled and dealt out to `num_streams` virtual streams (see lib/data/shuffle.py). Packed row g of
+the run (0, 1, 2, ...) comes from stream g % num_streams, step s takes rows s * R to (s + 1) * R - 1, and a rank those whose
+g % num_ranks is its own. So the samples of step s are a function of data, seed and number of streams, a rank owns whole
+streams, and every rank has the same number of rows of the same shape in every step, however unlike their data are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from typing import Any
 
-import numpy as np
-
 from lib.config.data import DataConfig
-from lib.core.errors import ConfigError, DataError
-from lib.core.seeding import permutation
-from lib.data.batch import PackedRow
-from lib.data.rows import ConversationTable
-from lib.data.virtual_stream import VirtualStream
+from lib.core.errors import ConfigError
+from lib.data.batch import Document, PackedRow
+from lib.data.mixture import Mixture
+from lib.data.shuffle import ExampleSource
+from lib.data.virtual_stream import Encode, Position, VirtualStream
 from lib.tokens.chat import ChatEncoder
 
-_STATE_VERSION = 1
-_EPOCHS_KEPT = 4
-"""Shuffled orders in memory; streams differ by an epoch or two at most unless there are few rows, when an order is cheap."""
+STATE_VERSION = 2
+_NOT_DECISIVE = {"workers", "worker_kind", "prefetch_batches"}
+"""Settings that change no batch."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How examples become documents."""
+
+    encode: Encode
+    decided_by: Mapping[str, str]
+    """Name -> value of whatever else decides the tokens and masks; part of a saved position."""
+
+    @staticmethod
+    def of_chat(encoder: ChatEncoder) -> "Encoding":
+        def encode(examples: Sequence[Any]) -> list[Document]:
+            return [Document.of(encoded) for encoded in encoder.encode(examples)]
+
+        return Encoding(encode, {"tokenizer": encoder.tokenizer.digest})
+
+
+@dataclass(frozen=True)
+class Share:
+    """Whose rows a stream gives out: a rank's, or those of one of its background workers."""
+
+    rank: int = 0
+    num_ranks: int = 1
+    worker: int = 0
+    num_workers: int = 1
+
+    @property
+    def first(self) -> int:
+        return self.rank + self.num_ranks * self.worker
+
+    @property
+    def step(self) -> int:
+        return self.num_ranks * self.num_workers
 
 
 @dataclass(frozen=True)
 class StepRows:
-    """A rank's packed rows of one optimizer step."""
+    """The packed rows of one optimizer step that fall to a share."""
 
     rows: list[PackedRow]
-    """[rows_per_step / num_ranks] in order of the global row number."""
+    numbers: list[int]
+    """Of the rows, within the run; they rise. A rank has rows_per_step / num_ranks of them."""
+
+
+@dataclass(frozen=True)
+class StreamPosition:
+    """Where the streams of a share are; not changed by later steps."""
+
+    fingerprint: dict[str, Any]
+    next_row: int
+    streams: dict[str, Position | dict[str, Any]]
+    """Number -> position, as such or as JSON values."""
+
+    def to_json(self) -> dict[str, Any]:
+        streams = {number: at if isinstance(at, dict) else at.to_json() for number, at in self.streams.items()}
+        return {"version": STATE_VERSION, "fingerprint": self.fingerprint, "next_row": self.next_row, "streams": streams}
 
 
 class PackedStream:
-    """Endless packed rows of one rank.
+    """Endless packed rows of one share.
 
     Args of the constructor beside the plain ones:
+        sources: by the names of `config.mixture`; a single one is called OWN_DATA where that is empty.
         rows_per_step: packed rows of the global batch, over all ranks.
     Raises:
-        ConfigError: ranks don't divide the streams or the rows of a step.
-        DataError: fewer rows than streams.
+        ConfigError: ranks and workers don't divide the streams, ranks not the rows of a step, or a source isn't given.
+        DataError: a source has no rows.
     """
 
     def __init__(
         self,
-        table: ConversationTable,
-        encoder: ChatEncoder,
+        sources: Mapping[str, ExampleSource],
+        encoding: Encoding,
         config: DataConfig,
         *,
         sequence_length: int,
         rows_per_step: int,
-        rank: int = 0,
-        num_ranks: int = 1,
+        share: Share = Share(),
     ) -> None:
-        for name, value in (("data.num_streams", config.num_streams), ("train.rows_per_step", rows_per_step)):
-            if value % num_ranks:
-                raise ConfigError(f"{name} ({value}) is not a multiple of the {num_ranks} ranks")
-        if len(table) < config.num_streams:
-            raise DataError(
-                f"the data set has {len(table)} rows for {config.num_streams} streams, so some would be empty; "
-                f"lower data.num_streams to {len(table)} or less"
+        if config.num_streams % share.step:
+            workers = f" x {share.num_workers} workers" if share.num_workers > 1 else ""
+            raise ConfigError(
+                f"data.num_streams ({config.num_streams}) is not a multiple of the {share.num_ranks} ranks{workers}"
             )
-        if encoder.train_on != config.train_on:
-            raise ConfigError(f"the encoder trains on {encoder.train_on!r} but data.train_on is {config.train_on!r}")
-        self._rows_per_step, self._rank, self._num_ranks = rows_per_step, rank, num_ranks
-        self._num_streams = config.num_streams
+        if rows_per_step % share.num_ranks:
+            raise ConfigError(f"train.rows_per_step ({rows_per_step}) is not a multiple of the {share.num_ranks} ranks")
+        mixture = Mixture.of(sources, config)
+        self._rows_per_step, self._share, self._num_streams = rows_per_step, share, config.num_streams
         self._next_row = 0
-        self._fingerprint = {
-            "dataset": table.digest,
-            "tokenizer": encoder.tokenizer.digest,
+        self._fingerprint: dict[str, Any] = {
+            "sources": mixture.digests,
             "sequence_length": sequence_length,
-            **config.model_dump(include={"seed", "num_streams", "open_packs", "long_rows", "train_on"}),
+            **encoding.decided_by,
+            **_decisive(config),
+            **({"rows_per_step": rows_per_step} if mixture.is_scheduled else {}),
         }
-        order = _shuffled_order(len(table), config.seed, config.num_streams)
         self._streams = {
-            number: VirtualStream(table, encoder, config, sequence_length, partial(order, number))
-            for number in range(rank, config.num_streams, num_ranks)
+            number: VirtualStream(mixture, encoding.encode, config, sequence_length, number)
+            for number in range(share.first, config.num_streams, share.step)
         }
-        self._snapshots = {str(number): stream.state() for number, stream in self._streams.items()}
+        self._positions: dict[str, Position | dict[str, Any]] = {
+            str(number): stream.position() for number, stream in self._streams.items()
+        }
 
     def next_step(self) -> StepRows:
-        """This rank's rows of the next step.
+        """This share's rows of the next step.
 
         Raises:
             DataError: see VirtualStream.next_row. The stream must not be used afterwards.
         """
-        rows = []
-        for row in range(self._next_row, self._next_row + self._rows_per_step):
-            if row % self._num_ranks == self._rank:
-                number = row % self._num_streams
-                rows.append(self._streams[number].next_row())
-                # Only the streams that gave a row have changed, so a snapshot after each step stays cheap.
-                self._snapshots[str(number)] = self._streams[number].state()
-        self._next_row += self._rows_per_step
-        return StepRows(rows)
+        rows, numbers = [], []
+        start, stop, step = self._next_row, self._next_row + self._rows_per_step, self._share.step
+        for row in range(start + (self._share.first - start) % step, stop, step):
+            number = row % self._num_streams
+            rows.append(self._streams[number].next_row(row // self._rows_per_step))
+            numbers.append(row)
+        # Only the streams that gave a row have changed, so a position after each step stays cheap.
+        self._positions |= {str(row % self._num_streams): self._streams[row % self._num_streams].position() for row in numbers}
+        self._next_row = stop
+        return StepRows(rows, numbers)
+
+    def position(self) -> StreamPosition:
+        """Where this share's streams are after the last `next_step`."""
+        return StreamPosition(self._fingerprint, self._next_row, dict(self._positions))
 
     def state(self) -> dict[str, Any]:
-        """Where this rank's streams are after the last `next_step`, as JSON values; not changed by later steps."""
-        return {
-            "version": _STATE_VERSION,
-            "fingerprint": dict(self._fingerprint),
-            "next_row": self._next_row,
-            "streams": dict(self._snapshots),
-        }
+        """The position as JSON values."""
+        return self.position().to_json()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken: one rank's state, or on any number of ranks the merged state of all.
+        """Go on where `state` was taken: one share's state, or on any number of ranks and workers the merged state of all.
 
         Raises:
-            ConfigError: the state is of other data or settings, or lacks streams of this rank.
+            ConfigError: the state is of other data or settings, or lacks streams of this share.
         """
         theirs = {"version": state["version"], **state["fingerprint"]}
-        ours: dict[str, Any] = {"version": _STATE_VERSION, **self._fingerprint}
+        ours: dict[str, Any] = {"version": STATE_VERSION, **self._fingerprint}
         changed = [
-            f"{name} was {theirs.get(name)!r}, is {value!r}" for name, value in ours.items() if theirs.get(name) != value
+            f"{name} was {theirs.get(name)!r}, is {ours.get(name)!r}"
+            for name in {**ours, **theirs}
+            if theirs.get(name) != ours.get(name)
         ]
         if changed:
             raise ConfigError(f"the saved data position is of another run ({'; '.join(changed)}); start a new run")
-        missing = sorted(self._snapshots.keys() - state["streams"].keys(), key=int)
+        missing = sorted(self._positions.keys() - state["streams"].keys(), key=int)
         if missing:
             raise ConfigError(f"the saved data position lacks streams {', '.join(missing[:8])}; merge the states of all ranks")
         self._next_row = state["next_row"]
         for number, stream in self._streams.items():
             stream.load_state(state["streams"][str(number)])
-            self._snapshots[str(number)] = stream.state()
+            self._positions[str(number)] = stream.position()
+
+
+def _decisive(config: DataConfig) -> dict[str, Any]:
+    """The settings that decide the batches. Where a source lies is none: what it holds is named by its digest."""
+    values = config.model_dump(mode="json", exclude=_NOT_DECISIVE)
+    for source in values["mixture"]:
+        del source["location"]
+    return values
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -138,16 +194,3 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         raise ConfigError("data positions of different runs or steps can't be merged")
     merged = {number: stream for state in states for number, stream in state["streams"].items()}
     return {**first, "streams": dict(sorted(merged.items(), key=lambda entry: int(entry[0])))}
-
-
-def _shuffled_order(num_rows: int, seed: int, num_streams: int) -> Any:
-    """(stream, epoch) -> rows of that stream in that epoch: every row is in exactly one stream of every epoch."""
-
-    @lru_cache(maxsize=_EPOCHS_KEPT)
-    def whole(epoch: int) -> np.ndarray:
-        return permutation(num_rows, seed, epoch).astype(np.int32 if num_rows < 2**31 else np.int64)
-
-    def order(number: int, epoch: int) -> np.ndarray:
-        return whole(epoch)[number::num_streams]
-
-    return order

@@ -3,147 +3,243 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lib.config.data import DataConfig
 from lib.core.errors import DataError
-from lib.core.examples import Conversation
 from lib.data.batch import Document, PackedRow
-from lib.data.packing import BestFitPacker, Pack, longest_first
-from lib.data.rows import ConversationTable
-from lib.tokens.chat import ChatEncoder
+from lib.data.mixture import Mixer, Mixture
+from lib.data.packing import BestFitPacker, OpenPack, Pack, longest_first
 
-COUNTS = ("visited", "dropped", "truncated", "rows", "documents", "tokens", "padding")
+COUNTS = (
+    *("visited", "dropped", "truncated", "split", "dropped_tokens", "cut_tokens"),
+    *("rows", "documents", "tokens", "targets", "padding"),
+)
 NUM_LENGTH_BINS = 32
+_UNUSED_EPOCHS = 2
+"""Epochs in which no row could be used, after which a stream gives up."""
+
+Encode = Callable[[Sequence[Any]], Sequence[Document]]
+"""Examples to documents, one for each, in order; the same ones whatever else is in the call."""
+
+
+class Place(NamedTuple):
+    """A reference to a document: all that the state keeps of it."""
+
+    source: int
+    split: int
+    row: int
+    part: int
+    """Number of the piece of a row that was split; 0 for a whole row."""
 
 
 @dataclass
 class Item:
-    """A document on its way: a reference to a row, and its tokens where they are at hand."""
+    """A document on its way: where it is from, and its tokens where they are at hand."""
 
-    row: int
+    place: Place
     document: Document | None
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a stream was; not changed by what it does next. Taken after every row, so taking it copies little."""
+
+    mixer: dict[str, Any]
+    num_placed: int
+    packs: list[OpenPack[Item]]
+    pending: tuple[Pack[Item], ...]
+    used_epoch: int
+    counts: dict[str, int]
+    length_bins: list[int]
+    shares: list[list[int]]
+
+    def to_json(self) -> dict[str, Any]:
+        """All that decides what comes next, as JSON values: documents become references to rows."""
+        return {
+            "mixer": self.mixer,
+            "num_placed": self.num_placed,
+            "open": [[pack.age, pack.room, _places(pack.refs)] for pack in self.packs],
+            "pending": [[pack.num_free, _places(pack.refs)] for pack in self.pending],
+            "used_epoch": self.used_epoch,
+            "counts": self.counts,
+            "length_bins": self.length_bins,
+            "shares": self.shares,
+        }
 
 
 @dataclass
 class VirtualStream:
     """Reads rows in windows of `config.open_packs`, packs them, and gives out packed rows; endless.
 
-    The state is references to rows: a document that was in an open pack is tokenised again after a restart.
+    The state is references to rows: a document that was in an open pack is read and tokenised again after a restart.
     """
 
-    table: ConversationTable
-    encoder: ChatEncoder
+    mixture: Mixture
+    encode: Encode
     config: DataConfig
     sequence_length: int
-    order_of: Callable[[int], np.ndarray]
-    """Epoch -> the rows of this stream, in the order they are visited."""
-    epoch: int = 0
-    cursor: int = 0
-    """Rows of the epoch that were visited."""
+    number: int
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
-    """`visited`, `dropped` and `truncated` count rows read; the others what was given out."""
+    """Those up to `cut_tokens` are of rows read; the others of what was given out."""
     length_bins: list[int] = field(default_factory=lambda: [0] * NUM_LENGTH_BINS)
     """Documents given out by length: bin b holds those of 2**(b-1) + 1 to 2**b tokens (bin 0: of one token)."""
 
     def __post_init__(self) -> None:
-        self._packer: BestFitPacker[Item] = BestFitPacker(self.sequence_length, self.config.open_packs)
+        config, num_sources = self.config, len(self.mixture.orders)
+        self._mixer = Mixer(self.mixture, self.number)
+        self._packer: BestFitPacker[Item] = BestFitPacker(self.sequence_length, config.open_packs, config.max_delay)
         self._pending: deque[Pack[Item]] = deque()
+        self._shares = [[0, 0, 0] for _ in range(num_sources)]
+        """Of each source: documents, tokens and targets given out."""
+        self._used_epoch = 0
+        """Epoch in which a row was last used."""
+        self._is_restored = False
 
-    def next_row(self) -> PackedRow:
+    def next_row(self, step: int) -> PackedRow:
         """The next packed row.
 
+        Args:
+            step: the optimizer step it is for, which decides the weights of a mixture.
         Raises:
             DataError: a row is too long under the policy "refuse", can't be tokenised, or no row at all can be used.
         """
-        num_unused = 0
+        if self._is_restored:
+            self._restore_documents()
         while not self._pending:
-            items = [item for item in self._read_window() if item.document is not None]
-            num_unused = 0 if items else num_unused + self.config.open_packs
-            if num_unused > len(self.table):
+            items = self._read_window(step)
+            if items:
+                self._used_epoch = self._mixer.min_epoch
+            elif self._mixer.min_epoch > self._used_epoch + _UNUSED_EPOCHS:
                 raise DataError(
                     f"no row can be used: each is longer than the sequence of {self.sequence_length} tokens, "
                     "or has nothing to train on within it; raise sequence_length"
                 )
-            lengths = np.array([len(item.document.token_ids) for item in items if item.document is not None], dtype=np.int64)
-            order = longest_first(lengths, max(1, len(items)))
-            self._pending.extend(self._packer.extend(lengths[order].tolist(), [items[index] for index in order]))
+            self._pack(items)
         pack = self._pending.popleft()
-        row = PackedRow(tuple(self._documents(pack.refs)))
-        self._count(row)
+        row = PackedRow(tuple(item.document for item in pack.refs if item.document is not None))
+        self._count(pack.refs)
         return row
 
-    def state(self) -> dict[str, Any]:
-        """All that decides what comes next, as JSON values."""
-        packer = self._packer.state()
-        return {
-            "epoch": self.epoch,
-            "cursor": self.cursor,
-            "open": [[room, [item.row for item in items]] for room, items in packer["packs"]],
-            "pending": [[pack.num_free, [item.row for item in pack.refs]] for pack in self._pending],
-            "counts": dict(self.counts),
-            "length_bins": list(self.length_bins),
-        }
+    def position(self) -> Position:
+        """Where the stream is after the last `next_row`."""
+        return Position(
+            mixer=self._mixer.state(),
+            num_placed=self._packer.num_placed,
+            packs=self._packer.open(),
+            pending=tuple(self._pending),
+            used_epoch=self._used_epoch,
+            counts=dict(self.counts),
+            length_bins=list(self.length_bins),
+            shares=[list(share) for share in self._shares],
+        )
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state` was taken."""
-        self.epoch, self.cursor = state["epoch"], state["cursor"]
-        packs = [[room, [Item(row, None) for row in rows]] for room, rows in state["open"]]
-        self._packer.load_state({"capacity": self.sequence_length, "open_packs": self.config.open_packs, "packs": packs})
-        self._pending = deque(Pack([Item(row, None) for row in rows], room) for room, rows in state["pending"])
+        """Go on exactly where a position was taken, given as JSON values."""
+        self._mixer.load_state(state["mixer"])
+        self._packer.load([OpenPack(age, room, _items(places)) for age, room, places in state["open"]], state["num_placed"])
+        self._pending = deque(Pack(_items(places), num_free) for num_free, places in state["pending"])
+        self._used_epoch = state["used_epoch"]
         self.counts = dict(state["counts"])
         self.length_bins = list(state["length_bins"])
+        self._shares = [list(share) for share in state["shares"]]
+        self._is_restored = True
 
-    def _read_window(self) -> list[Item]:
-        """The next rows in order; those that the policy drops come without a document."""
-        rows: list[int] = []
-        while len(rows) < self.config.open_packs:
-            order = self.order_of(self.epoch)
-            taken = order[self.cursor : self.cursor + self.config.open_packs - len(rows)]
-            rows += taken.tolist()
-            self.cursor += len(taken)
-            if self.cursor == len(order):
-                self.epoch, self.cursor = self.epoch + 1, 0
+    def _read_window(self, step: int) -> list[Item]:
+        """Documents of the next rows in order; none of those that the policy drops."""
+        rows = self._mixer.take(self.config.open_packs, step)
         self.counts["visited"] += len(rows)
-        conversations = self.table.rows(rows)
-        documents = map(Document.of, self.encoder.encode(conversations))
-        return [Item(row, self._admit(*pair)) for row, pair in zip(rows, zip(conversations, documents))]
+        examples = [row.example for _, _, row in rows]
+        items: list[Item] = []
+        for (source, split, row), example, document in zip(rows, examples, self.encode(examples), strict=True):
+            for part, piece in enumerate(self._admit(document, getattr(example, "source", ""))):
+                items.append(Item(Place(source, split, row.row, part), piece))
+        return items
 
-    def _admit(self, conversation: Conversation, document: Document) -> Document | None:
-        """The document as it is trained, or None where it is dropped."""
-        if len(document.token_ids) > self.sequence_length:
-            if self.config.long_rows == "refuse":
-                raise DataError(
-                    f"{conversation.source}: row {conversation.sample_id!r} has {len(document.token_ids)} tokens, the sequence "
-                    f"{self.sequence_length}; raise sequence_length, or set config.data.long_rows to 'drop' or 'truncate'"
-                )
-            cut = self._cut(document)
-            if self.config.long_rows == "drop" or not cut.num_targets:
-                self.counts["dropped"] += 1
-                return None
-            self.counts["truncated"] += 1
-            return cut
+    def _pack(self, items: list[Item]) -> None:
+        if self.config.packing == "pad":
+            self._pending.extend(Pack([item], self.sequence_length - _length(item)) for item in items)
+            return
+        lengths = np.array([_length(item) for item in items], dtype=np.int64)
+        order = longest_first(lengths, max(1, len(items))).tolist()
+        self._pending.extend(self._packer.extend(lengths[order].tolist(), [items[index] for index in order]))
+
+    def _admit(self, document: Document, where: str) -> list[Document]:
+        """What is trained of a document: itself, its pieces, or nothing where it is dropped."""
         if not document.num_targets:
-            raise DataError(f"{conversation.source}: row {conversation.sample_id!r} has nothing to predict; give it an answer")
-        return document
+            raise DataError(f"{where}: row {document.sample_id!r} has nothing to predict; give it an answer")
+        length = len(document.token_ids)
+        if length <= self.sequence_length:
+            return [document]
+        policy = self.config.long_rows
+        if policy == "refuse":
+            raise DataError(
+                f"{where}: row {document.sample_id!r} has {length} tokens, the sequence {self.sequence_length}; "
+                "raise sequence_length, or set config.data.long_rows to 'drop', 'truncate' or 'split'"
+            )
+        pieces = [] if policy == "drop" else [piece for piece in self._pieces(document) if piece.num_targets]
+        if not pieces:
+            self.counts["dropped"] += 1
+            self.counts["dropped_tokens"] += length
+        elif policy == "truncate":
+            self.counts["truncated"] += 1
+            self.counts["cut_tokens"] += length - self.sequence_length
+        else:
+            self.counts["split"] += 1
+        return pieces
 
-    def _cut(self, document: Document) -> Document:
-        """The document's start, as much as a row holds: what is lost is the end, never the system message."""
-        length = self.sequence_length
-        return Document(document.sample_id, document.token_ids[:length], document.loss_mask[:length])
+    def _pieces(self, document: Document) -> list[Document]:
+        """A long document as the policy cuts it.
 
-    def _documents(self, items: Sequence[Item]) -> list[Document]:
-        missing = [item for item in items if item.document is None]
-        for item, encoded in zip(missing, self.encoder.encode(self.table.rows([item.row for item in missing]))):
-            item.document = self._cut(Document.of(encoded))
-        return [item.document for item in items if item.document is not None]
+        "truncate" keeps its start: what is lost is the end, never the system message. "split" repeats the last token of a
+        piece at the start of the next, where it is context and no target: so each token but the first is predicted once.
+        """
+        size = self.sequence_length
+        if self.config.long_rows == "truncate":
+            return [document.part(0, size)]
+        return [document.part(start, start + size) for start in range(0, len(document.token_ids) - 1, size - 1)]
 
-    def _count(self, row: PackedRow) -> None:
+    def _restore_documents(self) -> None:
+        """Read and tokenise again what the state refers to."""
+        items = [item for pack in self._packer.open() for item in pack.refs]
+        items += [item for pack in self._pending for item in pack.refs]
+        places = sorted({item.place[:3] for item in items})
+        documents = dict(zip(places, self.encode(self._mixer.read_again(places)), strict=True))
+        for item in items:
+            document = documents[item.place[:3]]
+            if len(document.token_ids) > self.sequence_length:
+                document = [piece for piece in self._pieces(document) if piece.num_targets][item.place.part]
+            item.document = document
+        self._is_restored = False
+
+    def _count(self, items: Sequence[Item]) -> None:
+        num_tokens = 0
+        for item in items:
+            assert item.document is not None
+            length, num_targets = len(item.document.token_ids), item.document.num_targets
+            share = self._shares[item.place.source]
+            share[0] += 1
+            share[1] += length
+            share[2] += num_targets
+            num_tokens += length
+            self.counts["targets"] += num_targets
+            self.length_bins[min((length - 1).bit_length(), NUM_LENGTH_BINS - 1)] += 1
         self.counts["rows"] += 1
-        self.counts["documents"] += len(row.documents)
-        self.counts["tokens"] += row.num_tokens
-        self.counts["padding"] += self.sequence_length - row.num_tokens
-        for document in row.documents:
-            self.length_bins[min((len(document.token_ids) - 1).bit_length(), NUM_LENGTH_BINS - 1)] += 1
+        self.counts["documents"] += len(items)
+        self.counts["tokens"] += num_tokens
+        self.counts["padding"] += self.sequence_length - num_tokens
+
+
+def _length(item: Item) -> int:
+    assert item.document is not None
+    return len(item.document.token_ids)
+
+
+def _places(items: Sequence[Item]) -> list[list[int]]:
+    return [list(item.place) for item in items]
+
+
+def _items(places: Sequence[Sequence[int]]) -> list[Item]:
+    return [Item(Place(*place), None) for place in places]

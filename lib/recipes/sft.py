@@ -16,10 +16,12 @@ from lib.core.errors import InfraError, ModelError
 from lib.core.manifest import Json, canonical_json, digest_of, file_sha256
 from lib.core.seeding import derive_seed, seed_process
 from lib.data.batch import collate
+from lib.data.examples import TableExamples
+from lib.data.mixture import OWN_DATA
 from lib.data.prefetch import Prefetcher
 from lib.data.rows import ConversationTable
 from lib.data.stats import packing_report
-from lib.data.stream import PackedStream, StepRows, merge_states
+from lib.data.stream import Encoding, PackedStream, Share, StepRows, merge_states
 from lib.models.decoder import Decoder
 from lib.models.hf_export import write_hf_folder
 from lib.models.hf_io import read_spec
@@ -72,31 +74,34 @@ class SftWorker(Worker):
         encoder = ChatEncoder(Tokenizer.load(model_dir), config.data.train_on)
         table = ConversationTable.open(Path(place["data_dir"]))
         stream = PackedStream(
-            table,
-            encoder,
+            {OWN_DATA: TableExamples(table)},
+            Encoding.of_chat(encoder),
             config.data,
             sequence_length=job.sequence_length,
             rows_per_step=config.train.rows_per_step,
-            rank=info.rank,
-            num_ranks=info.num_ranks,
+            share=Share(info.rank, info.num_ranks),
         )
-        position = {"data": stream.state()}
+        position = {"data": stream.position()}
+
+        def data_state() -> Json:
+            return position["data"].to_json()
+
         state = TrainState()
         state.register("model", ModelAndOptimizer(module, optimizer))
         state.register("random", RandomGenerators())
-        state.register("data", Values(lambda: position["data"], stream.load_state, merge_states))
+        state.register("data", Values(data_state, stream.load_state, merge_states))
         checkpoints = run_dir / CHECKPOINTS
         if first_step > 1:
             folder = checkpoint_folder(checkpoints, place["resume_step"])
             load_state(folder, state, rank=info.rank, num_ranks=info.num_ranks)
-            position["data"] = stream.state()
+            position["data"] = stream.position()
         store = CheckpointStore(checkpoints, keep=config.train.keep_checkpoints, rank=info.rank, num_ranks=info.num_ranks)
         peak = all_reduce_sum({"flops": peak_flops(device, getattr(torch, config.model.compute_dtype))})["flops"]
         journal = None
         if info.rank == 0:
             journal = Journal(self, run_dir, steps=job.steps, resume_step=place["resume_step"], peak_flops=peak)
 
-        with Prefetcher(stream, _to_micro_batches(job, encoder.tokenizer.pad_id), config.data.prefetch_batches) as feed:
+        with Prefetcher([stream], _to_micro_batches(job, encoder.tokenizer.pad_id), config.data.prefetch_batches) as feed:
             for step in range(first_step, job.steps + 1):
                 micro_batches = feed.next_step()
                 counts = count_step(micro_batches, part_written=store.part_written())
@@ -112,7 +117,7 @@ class SftWorker(Worker):
                     max_grad_norm=config.optim.max_grad_norm,
                     device=device,
                 )
-                position["data"] = feed.state()
+                position["data"] = feed.position()
                 if journal:
                     journal.step_done(report, module.decoder.spec, counts.sum_sq_document_lengths)
                 if step % config.train.checkpoint_every == 0 or step == job.steps:

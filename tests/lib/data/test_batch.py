@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lib.core.errors import DataError
+from lib.core.examples import Encoded
 from lib.data.batch import IGNORE_INDEX, Document, PackedRow, collate
 
 PAD = 2
@@ -75,3 +76,21 @@ def test_document_with_nothing_to_predict_is_refused() -> None:
 def test_row_longer_than_the_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="9 tokens"):
         collate([PackedRow((_document("a", [1] * 9, [1] * 9),))], 8, PAD)
+
+
+def test_weights_stand_beside_the_labels_they_weigh() -> None:
+    """Document a = 5 6 7 2 with weights 0 0 .5 2, b = 8 9 without any: its target counts 1. The weight of a target stands
+    where it is predicted, one position before it; elsewhere 0. The sum is .5 + 2 + 1; the count stays 3."""
+    weights = np.array([0.0, 0.0, 0.5, 2.0], np.float32)
+    a = Document("a", np.array([5, 6, 7, 2], np.int32), weights > 0, weights)
+    batch = collate([PackedRow((a, _document("b", [8, 9], [1, 1])))], 8, PAD)
+    assert batch.weights is not None
+    assert batch.weights.tolist() == [[0.0, 0.5, 2.0, 0.0, 1.0, 0.0, 0.0, 0.0]]
+    assert (batch.weights > 0).tolist() == (batch.labels != IGNORE_INDEX).tolist()
+    assert (batch.num_targets, batch.weight_sum, str(batch.weights.dtype)) == (3, 3.5, "torch.float32")
+
+
+def test_batch_without_weights_has_none() -> None:
+    batch = collate([PackedRow((_document("b", [8, 9], [1, 1]),))], 8, PAD)
+    assert (batch.weights, batch.weight_sum) == (None, 1.0)
+    assert Document.of(Encoded("a", [1, 2], [False, True], [0.0, 0.25])).weights.tolist() == [0.0, 0.25]  # type: ignore[union-attr]
