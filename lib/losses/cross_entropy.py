@@ -22,8 +22,17 @@ _VOCAB_TILE = 1 << 14
 """Vocabulary rows of a low-precision gradient product; bounds the temporary that is added to the accumulator."""
 
 
-def cross_entropy_sum(hidden: torch.Tensor, head_weight_VD: torch.Tensor, labels: torch.Tensor, chunk_tokens: int) -> LossSum:
+def cross_entropy_sum(
+    hidden: torch.Tensor,
+    head_weight_VD: torch.Tensor,
+    labels: torch.Tensor,
+    chunk_tokens: int,
+    *,
+    softcap: float | None = None,
+) -> LossSum:
     """Sum of `-log softmax(hidden @ head_weight.T)[label]` over the positions that have a label.
+
+    With a softcap the logits are `softcap * tanh(hidden @ head_weight.T / softcap)`.
 
     Shapes: hidden [..., D]; head_weight_VD [V, D], of the same dtype; labels [...] int64, IGNORE_INDEX where no loss.
     Returns: total, count, and `num_correct` (targets that have the greatest logit). The result can be differentiated
@@ -32,21 +41,28 @@ def cross_entropy_sum(hidden: torch.Tensor, head_weight_VD: torch.Tensor, labels
         ValueError: a label is outside [0, V), or shapes or chunk_tokens don't fit.
     """
     hidden_ND, labels_N = _trained(hidden, head_weight_VD, labels, chunk_tokens)
-    outputs = _ChunkedCrossEntropy.apply(hidden_ND, head_weight_VD, labels_N, chunk_tokens)  # type: ignore[no-untyped-call]
+    outputs = _ChunkedCrossEntropy.apply(hidden_ND, head_weight_VD, labels_N, chunk_tokens, softcap)  # type: ignore[no-untyped-call]
     total, num_correct = outputs
     return LossSum(total=total, num_tokens=labels_N.numel(), metrics={"num_correct": num_correct})
 
 
 @torch.no_grad()
-def token_logprobs(hidden: torch.Tensor, head_weight_VD: torch.Tensor, labels: torch.Tensor, chunk_tokens: int) -> torch.Tensor:
+def token_logprobs(
+    hidden: torch.Tensor,
+    head_weight_VD: torch.Tensor,
+    labels: torch.Tensor,
+    chunk_tokens: int,
+    *,
+    softcap: float | None = None,
+) -> torch.Tensor:
     """[N] log-probabilities of the labels that are not IGNORE_INDEX, in order, without gradients.
 
-    Shapes and errors as in `cross_entropy_sum`.
+    Shapes, softcap and errors as in `cross_entropy_sum`.
     """
     hidden_ND, labels_N = _trained(hidden, head_weight_VD, labels, chunk_tokens)
     pieces = [torch.zeros(0, dtype=_statistics_dtype(hidden.dtype), device=hidden.device)]
     for start in range(0, labels_N.numel(), chunk_tokens):
-        logits_CV = hidden_ND[start : start + chunk_tokens] @ head_weight_VD.T
+        logits_CV = _capped(hidden_ND[start : start + chunk_tokens] @ head_weight_VD.T, softcap)
         nll_C, _ = _softmax_minus_one_hot(logits_CV, labels_N[start : start + chunk_tokens], want_grad=False)
         pieces.append(-nll_C)
     return torch.cat(pieces)
@@ -68,6 +84,11 @@ def _trained(
         span = f"{int(labels_N.min())}..{int(labels_N.max())}"
         raise ValueError(f"labels span {span}, the vocabulary is {head_weight_VD.shape[0]}")
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, kept_N), labels_N
+
+
+def _capped(logits_CV: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """In place."""
+    return logits_CV if softcap is None else logits_CV.div_(softcap).tanh_().mul_(softcap)
 
 
 def _statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -119,7 +140,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, chunk_tokens: int
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        labels_N: torch.Tensor,
+        chunk_tokens: int,
+        softcap: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = _statistics_dtype(hidden_ND.dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
@@ -129,9 +155,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         num_correct = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
         for start in range(0, labels_N.numel(), chunk_tokens):
             part = slice(start, start + chunk_tokens)
-            logits_CV = hidden_ND[part] @ weight_VD.T
+            logits_CV = _capped(hidden_ND[part] @ weight_VD.T, softcap)
+            slope_CV = 1 - (logits_CV / softcap).square() if softcap is not None else None
             nll_N[part], correct_C = _softmax_minus_one_hot(logits_CV, labels_N[part], want_grad=wants_hidden or wants_weight)
             num_correct += correct_C.sum()
+            if slope_CV is not None:
+                logits_CV.mul_(slope_CV)  # the derivative of cap * tanh(x / cap) is 1 - tanh(x / cap) ** 2
             if grad_hidden_ND is not None:
                 torch.mm(logits_CV, weight_VD, out=grad_hidden_ND[part])
             if grad_weight_VD is not None:
@@ -142,11 +171,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return nll_N.sum(dtype=torch.float64).to(dtype), num_correct
 
     @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None]:
         if ctx.grads is None:
             raise RuntimeError("this loss can be differentiated only once: its gradients are made in the forward pass")
         (grad_hidden, grad_weight), ctx.grads = ctx.grads, None
         for grad in (grad_hidden, grad_weight):
             if grad is not None:
                 grad.mul_(upstream[0].to(grad.dtype))
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lib.core.artifact import Staged, link_or_copy
 from lib.core.errors import ModelError
-from lib.models.hf_io import CheckpointReader, checked_names, read_json, read_spec
+from lib.models.hf_io import CheckpointReader, checked_weight_map, read_json, read_spec
 from lib.tokens.tokenizer import Tokenizer
 
 KEPT_FILES = (
@@ -26,7 +26,7 @@ def admit_model(source: Path, staged: Staged) -> None:
         ModelError, TokenizerError: name the file, what is wrong with it, and the remedy.
     """
     family, spec = read_spec(source)
-    names = checked_names(CheckpointReader(source), family, spec)
+    weights = checked_weight_map(CheckpointReader(source), family, spec)
     tokenizer = Tokenizer.load(source)
     if tokenizer.vocab_size > spec.vocab_size:
         raise ModelError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids but the embedding {spec.vocab_size} rows")
@@ -36,7 +36,7 @@ def admit_model(source: Path, staged: Staged) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in KEPT_FILES):
             link_or_copy(path.resolve(), staged.path / path.name)
-    staged.counts.update(parameters=spec.num_parameters, tensors=len(names))
+    staged.counts.update(parameters=spec.num_parameters, tensors=len(weights.stored_shapes()))
     staged.meta.update(format="huggingface", family=family.name, tokenizer=tokenizer.digest)
 
 

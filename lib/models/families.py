@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from lib.core.errors import ModelError
-from lib.models import llama
+from lib.models import gemma3, gpt_oss, llama, qwen3, qwen3_moe
+from lib.models.hf_config import SHARED_FIXED_KEYS, SHARED_KEYS
 from lib.models.spec import DecoderSpec
+from lib.models.weights import WeightMap, WeightTable
 
 NEUTRAL_KEYS = frozenset(
     {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "transformers.js_config", "_name_or_path"}
@@ -15,8 +17,27 @@ NEUTRAL_KEYS = frozenset(
     | {"id2label", "label2id", "num_labels", "problem_type", "task_specific_params", "tokenizer_class", "finetuning_task"}
     | {"is_encoder_decoder", "prefix", "pruned_heads", "tie_encoder_decoder", "_attn_implementation_autoset", "max_length"}
     | {"unsloth_fixed", "unsloth_version", "_attn_implementation", "attn_implementation", "decoder_start_token_id"}
+    | {"output_router_logits", "router_aux_loss_coef", "cache_implementation"}
 )
 """Config keys that don't change what a decoder computes."""
+
+
+class FamilyModule(Protocol):
+    """What the file of a family holds."""
+
+    MODEL_TYPE: str
+    """`model_type` in config.json."""
+    ARCHITECTURES: tuple[str, ...]
+    WEIGHT_NAMES: WeightTable
+    DERIVED_WEIGHTS: tuple[str, ...]
+    """Patterns of tensors in old checkpoints that follow from the config; left unread."""
+    NUMBER_KEYS: frozenset[str]
+    """Config keys that `spec_from_config` reads beside SHARED_KEYS."""
+    FIXED_KEYS: Mapping[str, tuple[Any, ...]]
+    """Config keys that may only have these values, beside SHARED_FIXED_KEYS."""
+
+    @property
+    def spec_from_config(self) -> Callable[[Mapping[str, Any]], DecoderSpec]: ...
 
 
 @dataclass(frozen=True)
@@ -24,39 +45,32 @@ class Family:
     """A kind of model: how its config and its weights are read."""
 
     name: str
-    """`model_type` in config.json."""
     architectures: tuple[str, ...]
     spec_from_config: Callable[[Mapping[str, Any]], DecoderSpec]
-    weight_names: Mapping[str, str]
-    """Pattern of a checkpoint's tensor name -> pattern of ours, `{i}` for the layer."""
+    weight_names: WeightTable
     derived_weights: tuple[str, ...]
-    """Patterns of tensors in old checkpoints that follow from the config; left unread."""
     number_keys: frozenset[str]
-    """Config keys that become the spec."""
     fixed_keys: Mapping[str, tuple[Any, ...]]
-    """Config keys that may only have these values."""
 
-    def hf_names(self, spec: DecoderSpec) -> dict[str, str]:
-        """Our parameter name -> name in the checkpoint, for every parameter that a decoder of `spec` has."""
-        names = {}
-        for hf_pattern, our_pattern in self.weight_names.items():
-            if not _has(spec, our_pattern):
-                continue
-            for i in range(spec.num_layers) if "{i}" in our_pattern else (0,):
-                names[our_pattern.format(i=i)] = hf_pattern.format(i=i)
-        return names
+    @staticmethod
+    def of(module: FamilyModule) -> "Family":
+        return Family(
+            name=module.MODEL_TYPE,
+            architectures=module.ARCHITECTURES,
+            spec_from_config=module.spec_from_config,
+            weight_names=module.WEIGHT_NAMES,
+            derived_weights=module.DERIVED_WEIGHTS,
+            number_keys=module.NUMBER_KEYS | SHARED_KEYS,
+            fixed_keys={**SHARED_FIXED_KEYS, **module.FIXED_KEYS},
+        )
+
+    def weight_map(self, spec: DecoderSpec) -> WeightMap:
+        """Where every parameter of a decoder of `spec` lies in a checkpoint."""
+        return WeightMap(self.weight_names, spec)
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(
-        name="llama",
-        architectures=llama.ARCHITECTURES,
-        spec_from_config=llama.spec_from_config,
-        weight_names=llama.WEIGHT_NAMES,
-        derived_weights=llama.DERIVED_WEIGHTS,
-        number_keys=llama.NUMBER_KEYS,
-        fixed_keys=llama.FIXED_KEYS,
-    ),
+    family.name: family for family in (Family.of(module) for module in (llama, qwen3, qwen3_moe, gemma3, gpt_oss))
 }
 
 
@@ -95,9 +109,3 @@ def family_of(config: Mapping[str, Any]) -> Family:
 def family_of_spec(spec: DecoderSpec) -> Family:
     """The family that a decoder of this spec belongs to."""
     return FAMILIES[spec.family]
-
-
-def _has(spec: DecoderSpec, our_pattern: str) -> bool:
-    if our_pattern.endswith(".bias"):
-        return spec.attention_bias if ".attn." in our_pattern else spec.mlp_bias
-    return not (spec.tied and our_pattern == "head.weight")

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ from lib.core.errors import ModelError
 from lib.models.decoder import Decoder
 from lib.models.families import Family, family_of
 from lib.models.spec import DecoderSpec
+from lib.models.weights import TensorSource, WeightMap
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = f"{SINGLE_FILE}.index.json"
@@ -116,33 +116,31 @@ class CheckpointReader:
                 raise ModelError(f"{self.folder / INDEX_FILE}: tensor {name} is in {self._file_of[name]}, not in {file_name}")
 
 
-def checked_names(reader: CheckpointReader, family: Family, spec: DecoderSpec) -> dict[str, str]:
-    """Our parameter name -> checkpoint name, after the folder proved to hold exactly the tensors of the spec.
+def checked_weight_map(reader: CheckpointReader, family: Family, spec: DecoderSpec) -> WeightMap:
+    """Where our parameters lie, after the folder proved to hold exactly the tensors of the spec.
 
     Raises:
         ModelError: a tensor is missing, unexpected or of another shape, or a tied model has a head of its own.
     """
-    names = family.hf_names(spec)
-    present, expected = set(reader.names()), set(names.values())
+    weights = family.weight_map(spec)
+    present, expected = set(reader.names()), weights.stored_shapes()
     derived = {pattern.format(i=i) for pattern in family.derived_weights for i in range(spec.num_layers)}
-    if missing := sorted(expected - present):
+    if missing := sorted(expected.keys() - present):
         raise ModelError(
             f"{reader.folder}: {len(missing)} tensor(s) missing, the first is {missing[0]}; the config asks for it"
         )
-    head_names = {hf for hf, ours in family.weight_names.items() if ours == "head.weight"} - expected
-    if unexpected := sorted(present - expected - derived - head_names):
+    head_names = {stored for stored, ours in family.weight_names.items() if ours == "head.weight"} - expected.keys()
+    if unexpected := sorted(present - expected.keys() - derived - head_names):
         raise ModelError(
             f"{reader.folder}: {len(unexpected)} unknown tensor(s), the first is {unexpected[0]}; config and weights differ"
         )
-    with torch.device("meta"):
-        shapes = {name: tuple(parameter.shape) for name, parameter in Decoder(spec).named_parameters()}
-    for ours, hf_name in names.items():
-        if reader.shape(hf_name) != shapes[ours]:
-            raise ModelError(f"{reader.folder}: {hf_name} has shape {reader.shape(hf_name)}, the config gives {shapes[ours]}")
-    for hf_name in head_names & present:
-        if not torch.equal(reader.get(hf_name), reader.get(names["embed.weight"])):
-            raise ModelError(f"{reader.folder}: the config ties the head to the embedding, but {hf_name} differs from it")
-    return names
+    for name, shape in expected.items():
+        if reader.shape(name) != shape:
+            raise ModelError(f"{reader.folder}: {name} has shape {reader.shape(name)}, the config gives {shape}")
+    for name in head_names & present:
+        if not torch.equal(reader.get(name), weights.read(reader, "embed.weight")):
+            raise ModelError(f"{reader.folder}: the config ties the head to the embedding, but {name} differs from it")
+    return weights
 
 
 def load_full(model: Decoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -151,9 +149,14 @@ def load_full(model: Decoder, folder: Path, dtype: torch.dtype = torch.float32) 
     if spec != model.spec:
         raise ModelError(f"{folder}: its config gives {spec}, the model was built for {model.spec}")
     reader = CheckpointReader(folder)
-    names: Mapping[str, str] = checked_names(reader, family, spec)
-    weights = {ours: reader.get(hf_name).to(dtype) for ours, hf_name in names.items()}
-    model.load_state_dict(weights, strict=True, assign=True)
+    fill(model, checked_weight_map(reader, family, spec), reader, dtype)
+
+
+def fill(model: Decoder, weights: WeightMap, source: TensorSource, dtype: torch.dtype = torch.float32) -> None:
+    """Give a decoder the weights of a checkpoint, on CPU in `dtype`, and buffers that are zero."""
+    state = {name: weights.read(source, name).to(dtype) for name in weights.entries}
+    zeros = {name: torch.zeros(buffer.shape, dtype=buffer.dtype) for name, buffer in model.named_buffers()}
+    model.load_state_dict({**state, **zeros}, strict=True, assign=True)
 
 
 def _shard_files(folder: Path) -> list[str]:

@@ -9,9 +9,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from lib.core.errors import ModelError
 from lib.models.decoder import Decoder
 from lib.models.families import family_of_spec
-from lib.models.hf_io import CheckpointReader, checked_names, read_spec
+from lib.models.hf_io import CheckpointReader, checked_weight_map, read_spec
 
 
 def load_sharded(module: nn.Module, folder: Path, device: torch.device | str = "cpu") -> int:
@@ -29,12 +30,13 @@ def load_sharded(module: nn.Module, folder: Path, device: torch.device | str = "
     family, spec = read_spec(folder)
     assert spec == decoder.spec, f"{folder}: config gives {spec}, the decoder was built for {decoder.spec}"
     reader = CheckpointReader(folder)
-    names = checked_names(reader, family, spec)
+    weights = checked_weight_map(reader, family, spec)
     module.to_empty(device=device)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
-            piece = reader.get_slice(names[name], _local_slices(parameter))
-            _local(parameter).copy_(piece)
+            _local(parameter).copy_(weights.read(reader, name, _local_slices(parameter)))
+        for buffer in decoder.buffers():
+            buffer.zero_()
     return reader.bytes_read
 
 
@@ -42,15 +44,19 @@ def full_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """(checkpoint name, whole float32 tensor) of each parameter, one at a time; every rank must iterate to the end.
 
     The tensors are the same on all ranks; keep only what rank 0 writes.
+
+    Raises:
+        ModelError: the experts were balanced by a bias, for which no family's checkpoint has a place.
     """
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()  # a forward pass without a backward leaves whole copies in the compute dtype
     decoder = decoder_of(module)
-    names = family_of_spec(decoder.spec).hf_names(decoder.spec)
-    for name, parameter in decoder.named_parameters():
-        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        yield names[name], whole.detach()
+    for name, buffer in decoder.named_buffers():
+        if bool(buffer.any()):
+            raise ModelError(f"{name} is not zero, and a {decoder.spec.family} checkpoint has no place for it")
+    whole_tensors = ((name, _whole(parameter)) for name, parameter in decoder.named_parameters())
+    yield from family_of_spec(decoder.spec).weight_map(decoder.spec).to_checkpoint(whole_tensors)
 
 
 def decoder_of(module: nn.Module) -> Decoder:
@@ -65,6 +71,10 @@ def _local_slices(parameter: torch.Tensor) -> tuple[slice, ...]:
         return tuple(slice(0, size) for size in parameter.shape)
     shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     return tuple(slice(start, start + size) for start, size in zip(offset, shape))
+
+
+def _whole(parameter: torch.Tensor) -> torch.Tensor:
+    return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:

@@ -104,7 +104,7 @@ class SftWorker(Worker):
         with Prefetcher([stream], _to_micro_batches(job, encoder.tokenizer.pad_id), config.data.prefetch_batches) as feed:
             for step in range(first_step, job.steps + 1):
                 micro_batches = feed.next_step()
-                counts = count_step(micro_batches, part_written=store.part_written())
+                counts = count_step(micro_batches, module.decoder.spec, part_written=store.part_written())
                 if store.pending and counts.num_parts_written == info.num_ranks:
                     store.all_parts_written(before_publishing=journal.sync if journal else None)
                 report = train_step(
@@ -119,7 +119,7 @@ class SftWorker(Worker):
                 )
                 position["data"] = feed.position()
                 if journal:
-                    journal.step_done(report, module.decoder.spec, counts.sum_sq_document_lengths)
+                    journal.step_done(report, module.decoder.spec, counts.num_attended_pairs)
                 if step % config.train.checkpoint_every == 0 or step == job.steps:
                     _finish_save(store, config.train.step_deadline_seconds, journal)
                     store.save_async(step, state, {"identity": place["identity"]})

@@ -18,14 +18,14 @@ class Journal:
         self._timings = StepLog(run_dir / TIMINGS_NAME, resume_step=resume_step)
         self._meter = SpeedMeter(steps=steps, peak_flops=peak_flops)
 
-    def step_done(self, report: StepReport, spec: DecoderSpec, sum_sq_document_lengths: int) -> None:
+    def step_done(self, report: StepReport, spec: DecoderSpec, num_attended_pairs: int) -> None:
         """Write down a step that ended just now. The event is {"kind": "step", "steps", report's and meter's figures}."""
         row = report_row(report)
         self._metrics.write(row)
         flops = flops_per_step(
             spec,
             num_tokens=report.num_tokens,
-            sum_sq_document_lengths=sum_sq_document_lengths,
+            num_attended_pairs=num_attended_pairs,
             num_targets=report.num_targets,
         )
         speed = self._meter.step_done(step=report.step, num_tokens=report.num_tokens, flops=flops)

@@ -17,7 +17,9 @@ from lib.core.errors import NonFiniteLossError
 from lib.data.batch import PackedBatch
 from lib.losses.cross_entropy import cross_entropy_sum
 from lib.models.decoder import Decoder
+from lib.models.flops import attended_pairs
 from lib.models.layers.documents import DocumentLayout
+from lib.models.spec import DecoderSpec
 from lib.parallel.reduce import all_reduce_sum, clip_grad_norm
 from lib.train.collect import gather_texts
 from lib.train.meters import StepReport
@@ -39,7 +41,13 @@ class LossModule(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum of the loss, number of targets with the greatest logit) over the labels that are not IGNORE_INDEX."""
         hidden_BTD = self.decoder(token_ids_BT, positions_BT, layout)
-        loss = cross_entropy_sum(hidden_BTD, self.decoder.head_weight, labels_BT, self.chunk_tokens)
+        loss = cross_entropy_sum(
+            hidden_BTD,
+            self.decoder.head_weight,
+            labels_BT,
+            self.chunk_tokens,
+            softcap=self.decoder.spec.logit_softcap,
+        )
         return loss.total, loss.metrics["num_correct"]
 
 
@@ -62,18 +70,20 @@ class StepCounts:
     num_targets: int
     num_tokens: int
     num_slots: int
-    sum_sq_document_lengths: int
+    num_attended_pairs: int
+    """Pairs of a query and a key that it sees, over all documents and layers; see lib/models/flops.py."""
     num_parts_written: int
     """Ranks whose part of the pending checkpoint is on the disk."""
 
 
-def count_step(micro_batches: Sequence[MicroBatch], *, part_written: bool) -> StepCounts:
+def count_step(micro_batches: Sequence[MicroBatch], spec: DecoderSpec, *, part_written: bool) -> StepCounts:
     """The one collective before the backward pass."""
+    lengths = [span.length for micro in micro_batches for span in micro.layout.spans]
     local = {
         "num_targets": sum(micro.batch.num_targets for micro in micro_batches),
-        "num_tokens": sum(span.length for micro in micro_batches for span in micro.layout.spans),
+        "num_tokens": sum(lengths),
         "num_slots": sum(micro.batch.token_ids.numel() for micro in micro_batches),
-        "sum_sq_document_lengths": sum(micro.layout.sum_sq_lengths for micro in micro_batches),
+        "num_attended_pairs": attended_pairs(spec, lengths),
         "num_parts_written": int(part_written),
     }
     return StepCounts(**{key: int(value) for key, value in all_reduce_sum(local).items()})

@@ -12,7 +12,7 @@ from lib.config.model import ModelConfig
 from lib.config.parallel import ClusterShape
 from lib.data.batch import Document, PackedRow, collate
 from lib.models.decoder import Decoder
-from lib.models.spec import DecoderSpec
+from lib.models.spec import DecoderSpec, Rope
 from lib.parallel.apply import shard_model
 from lib.parallel.mesh import build_mesh
 from lib.parallel.reduce import all_reduce_sum
@@ -29,8 +29,7 @@ SPEC = DecoderSpec(
     num_kv_heads=2,
     head_dim=8,
     max_positions=256,
-    rope_theta=1e4,
-    rope_scaling=None,
+    rope=Rope(1e4),
     norm_eps=1e-5,
     tied=True,
 )
@@ -90,7 +89,7 @@ class GradWorker(Worker):
         shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=info.num_ranks, threads_per_rank=1)
         shard_model(module, build_mesh(shape), ModelConfig(compute_dtype="float32"))
         micro = micro_batches(rows, micro_batch_rows)
-        counts = count_step(micro, part_written=True)
+        counts = count_step(micro, SPEC, part_written=True)
         device = torch.device("cpu")
         total, correct = accumulate_gradients(module, micro, denominator=counts.num_targets, device=device)
         sums = all_reduce_sum({"loss": total, "num_correct": correct})

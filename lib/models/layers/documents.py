@@ -48,11 +48,6 @@ class DocumentLayout:
         num_columns = self.document_ids_BT.shape[1]
         return [(span.row * num_columns + span.start, span.row * num_columns + span.end) for span in self.spans]
 
-    @property
-    def sum_sq_lengths(self) -> int:
-        """Sum over documents of length squared: the size of the attention problem."""
-        return sum(span.length**2 for span in self.spans)
-
 
 def _row_spans(row: int, ids: list[int]) -> list[Span]:
     spans: list[Span] = []

@@ -29,8 +29,11 @@ def _close(found: torch.Tensor, expected: torch.Tensor, limit: float) -> None:
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("chunk", [1, 7, T, T + 1])
 @pytest.mark.parametrize("tied", [True, False])
-def test_loss_and_all_gradients_are_those_of_the_plain_loss(dtype: torch.dtype, chunk: int, tied: bool) -> None:
-    """[C6] With an upstream factor, and with the weight used as the embedding too (tied) or not."""
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_loss_and_all_gradients_are_those_of_the_plain_loss(
+    dtype: torch.dtype, chunk: int, tied: bool, softcap: float | None
+) -> None:
+    """[C6] With an upstream factor, and with the weight used as the embedding too (tied) or not; logits capped or not."""
     _, weight, labels = _inputs(dtype)
     token_ids = torch.randint(V, (T,), generator=torch.Generator().manual_seed(3))
     mixer = torch.eye(D, dtype=dtype) * 0.7
@@ -41,9 +44,11 @@ def test_loss_and_all_gradients_are_those_of_the_plain_loss(dtype: torch.dtype, 
         mix = mixer.clone().requires_grad_()
         hidden = torch.tanh(embedding[token_ids] @ mix)
         if chunked:
-            total = cross_entropy_sum(hidden, head, labels, chunk).total
+            total = cross_entropy_sum(hidden, head, labels, chunk, softcap=softcap).total
         else:
-            total = torch.nn.functional.cross_entropy(hidden @ head.T, labels, reduction="sum", ignore_index=IGNORE_INDEX)
+            logits = hidden @ head.T
+            logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+            total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE_INDEX)
         (total * 0.37).backward()
         return (total.detach(), *(leaf.grad for leaf in (head, embedding, mix) if leaf.grad is not None))
 

@@ -25,6 +25,4 @@ def packed(
 
 def logits(decoder: Decoder, token_ids: torch.Tensor, positions: torch.Tensor, layout: DocumentLayout) -> torch.Tensor:
     """[B, T, V] float32."""
-    hidden = decoder(token_ids, positions, layout)
-    result: torch.Tensor = (hidden @ decoder.head_weight.T).float()
-    return result
+    return decoder.logits(decoder(token_ids, positions, layout)).float()

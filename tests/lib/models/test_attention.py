@@ -1,13 +1,30 @@
-"""Every attention kernel has the same meaning: a query sees the keys of its own document up to itself."""
+"""Every attention kernel has the same meaning: a query sees the keys of its own document up to itself, within the window."""
 
+import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
+from lib.models.layers import attention_cpu
 from lib.models.layers.attention_cpu import document_attention_cpu
-from lib.models.layers.attention_gpu import document_block_mask
+from lib.models.layers.attention_gpu import attend_with, document_block_mask
+from lib.models.layers.documents import DocumentLayout
+from lib.models.layers.scores import Scores
 from tests.lib.models.batches import packed
 
 ROWS = [[9, 1, 17, 5], [23, 9], [36], []]
+T = 36
+"""Length of the longest document."""
+SINKS = torch.tensor([-1.0, 0.0, 0.5, 3.0, -4.0, 1.0])
+KINDS = {
+    "plain": Scores(0.25),
+    "scale": Scores(0.7),
+    "softcap": Scores(0.25, softcap=0.8),
+    "sinks": Scores(0.25, sinks_N=SINKS),
+    "all": Scores(0.3, window=5, softcap=0.8, sinks_N=SINKS),
+    **{f"window {window}": Scores(0.25, window=window) for window in (1, 2, 16, T - 1, T)},
+    **{f"window {window} and sinks": Scores(0.25, window=window, sinks_N=SINKS) for window in (1, 2, 16, T - 1, T)},
+}
+"""[B6] The windows are one, two, some, all but one and all keys of the longest document."""
 
 
 def random_heads(num_columns: int, num_heads: tuple[int, ...] = (6, 2, 2)) -> list[torch.Tensor]:
@@ -15,32 +32,54 @@ def random_heads(num_columns: int, num_heads: tuple[int, ...] = (6, 2, 2)) -> li
     return [torch.randn(len(ROWS), num_columns, heads, 16, generator=generator) for heads in num_heads]
 
 
-def test_the_cpu_kernel_is_softmax_under_the_document_mask() -> None:
-    """Against a dense float64 computation; query head n reads key head n // 3. Zero on padding, gradients too."""
-    _, _, layout = packed(ROWS, 36, 10)
-    q, k, v = (x.requires_grad_() for x in random_heads(36))
-    found = document_attention_cpu(q, k, v, layout)
+def by_definition(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: DocumentLayout, scores: Scores) -> torch.Tensor:
+    """Dense, in float64; query head n reads key head n // 3. A sink is one more score, of a key that holds nothing."""
     ids = layout.document_ids_BT
-    sees = torch.ones(36, 36, dtype=torch.bool).tril() & (ids[:, :, None] == ids[:, None, :]) & (ids[:, :, None] >= 0)
+    query, key = torch.arange(T)[:, None], torch.arange(T)[None, :]
+    sees = (key <= query) & (ids[:, :, None] == ids[:, None, :]) & (ids[:, :, None] >= 0)
+    if scores.window is not None:
+        sees &= query - key < scores.window
     keys, values = (x.double().repeat_interleave(3, dim=2) for x in (k, v))
-    scores = torch.einsum("bqnh,bknh->bnqk", q.double(), keys) / 4.0
-    weights = torch.softmax(scores.masked_fill(~sees[:, None], float("-inf")), -1).nan_to_num(0.0)
-    expected = torch.einsum("bnqk,bknh->bqnh", weights, values)
+    raw = torch.einsum("bqnh,bknh->bnqk", q.double(), keys) * scores.scale
+    raw = raw if scores.softcap is None else scores.softcap * torch.tanh(raw / scores.softcap)
+    exp = torch.where(sees[:, None], raw.exp(), 0.0)
+    total = exp.sum(-1, keepdim=True)
+    total = total if scores.sinks_N is None else total + scores.sinks_N.double().exp()[:, None, None]
+    return torch.einsum("bnqk,bknh->bqnh", torch.where(total > 0, exp / total, 0.0), values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", [4, 64])
+def test_the_cpu_kernel_is_the_definition(kind: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output and gradients of q, k, v and sinks, in blocks of few queries and of many; zero on padding."""
+    monkeypatch.setattr(attention_cpu, "MIN_BLOCK", block)
+    _, _, layout = packed(ROWS, T, 10)
+    q, k, v = (x.requires_grad_() for x in random_heads(T))
+    scores, leaves = KINDS[kind], [q, k, v]
+    if scores.sinks_N is not None:
+        sinks = scores.sinks_N.clone().requires_grad_()
+        scores, leaves = Scores(scores.scale, scores.window, scores.softcap, sinks), [*leaves, sinks]
+    found, expected = document_attention_cpu(q, k, v, layout, scores), by_definition(q, k, v, layout, scores)
     assert (found - expected).abs().max() <= 1e-6
-    assert (found[ids < 0] == 0).all()
-    ours = torch.autograd.grad(found.square().sum(), (q, k, v))
-    assert all(torch.isfinite(gradient).all() and (gradient[ids < 0] == 0).all() for gradient in ours)
+    assert (found[layout.document_ids_BT < 0] == 0).all()
+    upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    ours, theirs = torch.autograd.grad(found, leaves, upstream), torch.autograd.grad(expected, leaves, upstream.double())
+    for one, other in zip(ours, theirs):
+        assert (one - other).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_the_gpu_mask_says_what_the_cpu_kernel_does() -> None:
-    """The block mask of FlexAttention, evaluated on CPU without fusing."""
-    _, _, layout = packed(ROWS, 36, 10)
-    q, k, v = random_heads(36)
-    mask = document_block_mask(layout, torch.device("cpu"))
-    assert document_block_mask(layout, torch.device("cpu")) is mask
-    found = flex_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), block_mask=mask, enable_gqa=True)
-    assert isinstance(found, torch.Tensor)
-    is_document = layout.document_ids_BT >= 0
-    assert torch.isfinite(found).all()
-    assert (found.transpose(1, 2) - document_attention_cpu(q, k, v, layout))[is_document].abs().max() <= 1e-6
+def test_the_gpu_kernel_is_the_definition(kind: str) -> None:
+    """FlexAttention with our block mask, cap and sinks, evaluated on CPU without fusing."""
+    _, _, layout = packed(ROWS, T, 10)
+    q, k, v = random_heads(T)
+    found = attend_with(flex_attention, q, k, v, layout, KINDS[kind])
+    assert torch.isfinite(found).all() and (found[layout.document_ids_BT < 0] == 0).all()
+    assert (found - by_definition(q, k, v, layout, KINDS[kind])).abs().max() <= 1e-6
+
+
+def test_a_mask_is_made_once_for_a_window() -> None:
+    _, _, layout = packed(ROWS, T, 10)
+    first, other = (document_block_mask(layout, window, torch.device("cpu")) for window in (3, None))
+    assert document_block_mask(layout, 3, torch.device("cpu")) is first and first is not other

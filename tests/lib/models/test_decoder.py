@@ -99,11 +99,11 @@ def test_rotary_is_float32_in_every_dtype(folder: Path) -> None:
     its own rounding (2^-8) of the float64 rotation."""
     spec = load(folder).spec
     positions = torch.tensor([[0, 1, 4095, 30000]])
-    tables = rotary_tables(spec, positions)
+    tables = rotary_tables(spec.rope, spec.head_dim, positions)
     assert {table.dtype for table in tables} == {torch.float32}
     x = torch.randn(1, 4, 2, spec.head_dim, generator=torch.Generator().manual_seed(0)).bfloat16()
     exponents = torch.arange(0, spec.head_dim, 2, dtype=torch.float64) / spec.head_dim
-    angles = positions[..., None, None].double() * spec.rope_theta**-exponents
+    angles = positions[..., None, None].double() * spec.rope.theta**-exponents
     first, second = x.double().chunk(2, dim=-1)
     exact = torch.cat((first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()), -1)
     assert (rotate(x, tables).double() - exact).abs().max() <= 2**-8 * x.abs().max() + 3e-3

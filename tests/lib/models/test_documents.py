@@ -21,7 +21,6 @@ def test_spans_cover_every_token_once(rows: list[list[int]], extra: int) -> None
     assert [[span.length for span in layout.spans if span.row == row] for row in range(len(rows))] == rows
     for span, (start, end) in zip(layout.spans, layout.flat_ranges()):
         assert (ids.flatten()[start:end] == ids[span.row, span.start]).all()
-    assert layout.sum_sq_lengths == sum(length**2 for lengths in rows for length in lengths)
 
 
 def test_a_document_in_two_places_is_refused() -> None:

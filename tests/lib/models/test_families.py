@@ -13,7 +13,7 @@ from lib.models.decoder import Decoder
 from lib.models.families import FAMILIES, family_of
 from lib.models.hf_io import read_spec
 from lib.models.layers.rotary import rotary_frequencies
-from lib.models.spec import DecoderSpec, RopeScaling
+from lib.models.spec import DecoderSpec, Rope, RopeScaling
 from tests.tiny import tiny_model
 
 SMOLLM2: dict[str, Any] = {
@@ -46,7 +46,7 @@ def test_the_numbers_of_a_real_config_are_read() -> None:
     """SmolLM2-135M has 134,515,008 parameters with its head tied."""
     spec = spec_of()
     assert (spec.num_layers, spec.num_heads, spec.num_kv_heads, spec.head_dim) == (30, 9, 3, 64)
-    assert (spec.rope_theta, spec.rope_scaling, spec.norm_eps, spec.tied) == (100000.0, None, 1e-5, True)
+    assert (spec.rope, spec.norm_eps, spec.tied) == (Rope(100000.0), 1e-5, True)
     assert spec.num_parameters == 134_515_008
 
 
@@ -57,7 +57,7 @@ def test_the_parameter_count_is_that_of_the_module(tied: bool, biases: bool) -> 
     with torch.device("meta"):
         decoder = Decoder(spec)
     assert spec.num_parameters == sum(parameter.numel() for parameter in decoder.parameters())
-    assert set(FAMILIES["llama"].hf_names(spec)) == {name for name, _ in decoder.named_parameters()}
+    assert set(FAMILIES["llama"].weight_map(spec).entries) == {name for name, _ in decoder.named_parameters()}
 
 
 @pytest.mark.parametrize("rope", [None, {"rope_type": "linear", "factor": 2.0}, LLAMA3_ROPE])
@@ -78,9 +78,8 @@ def test_stretched_frequencies_are_those_of_transformers(original: int) -> None:
     rope = {**LLAMA3_ROPE, "rope_theta": 1e5, "original_max_position_embeddings": original}
     config = LlamaConfig(hidden_size=128, num_attention_heads=2, num_hidden_layers=1, vocab_size=8, rope_parameters=dict(rope))
     theirs = LlamaForCausalLM(config).model.rotary_emb.inv_freq
-    scaling = RopeScaling("llama3", 8.0, 1.0, 4.0, original)
-    spec = DecoderSpec("llama", 8, 128, 8, 1, 2, 2, 64, 2048, 1e5, scaling, 1e-5, True)
-    assert torch.allclose(rotary_frequencies(spec, torch.device("cpu")), theirs, rtol=1e-6, atol=0)
+    ours = rotary_frequencies(Rope(1e5, RopeScaling("llama3", 8.0, 1.0, 4.0, original)), 64, torch.device("cpu"))
+    assert torch.allclose(ours, theirs, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +89,7 @@ def test_stretched_frequencies_are_those_of_transformers(original: int) -> None:
         ({"architectures": ["MistralForCausalLM"]}, "unknown; known"),
         ({"architectures": []}, "unknown; known"),
         ({"model_type": "gpt_oss"}, "unknown; known"),
+        ({"model_type": "mamba"}, "unknown; known"),
         ({"model_type": ["llama"]}, "unknown; known"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"pretraining_tp": 2}, "pretraining_tp"),
@@ -100,8 +100,9 @@ def test_stretched_frequencies_are_those_of_transformers(original: int) -> None:
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"logit_scale": 0.5}, r"unknown key\(s\) \['logit_scale'\]"),
         ({"embedding_multiplier": 12}, "unknown key"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not supported; known: default, linear, llama3"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope' is not supported; known: default, linear, llama3, yarn"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7}}, "mscale"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "attention_factor": 2}}, "attention_factor"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor is None"),
         ({"rope_scaling": LLAMA3_ROPE | {"low_freq_factor": 4.0}}, "not below"),

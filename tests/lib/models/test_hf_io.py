@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from lib.core.errors import ModelError
 from lib.models.decoder import Decoder
 from lib.models.hf_export import write_hf_folder
-from lib.models.hf_io import CheckpointReader, checked_names, load_full, read_spec
+from lib.models.hf_io import CheckpointReader, checked_weight_map, load_full, read_spec
 from tests.tiny import tiny_model
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -35,10 +35,8 @@ def load(folder: Path) -> Decoder:
 
 def export(source: Path, out: Path, **options: Any) -> Path:
     family, spec = read_spec(source)
-    names = family.hf_names(spec)
     out.mkdir()
-    tensors = ((names[name], parameter) for name, parameter in load(source).named_parameters())
-    write_hf_folder(out, tensors, source, **options)
+    write_hf_folder(out, family.weight_map(spec).to_checkpoint(load(source).named_parameters()), source, **options)
     return out
 
 
@@ -225,4 +223,4 @@ def test_a_decoder_of_other_numbers_is_not_filled(tmp_path: Path) -> None:
 
 def test_the_names_are_those_of_the_folder(tmp_path: Path) -> None:
     reader = CheckpointReader(tiny_model(tmp_path, tie_word_embeddings=False))
-    assert sorted(checked_names(reader, *read_spec(tmp_path)).values()) == reader.names()
+    assert sorted(checked_weight_map(reader, *read_spec(tmp_path)).stored_shapes()) == reader.names()

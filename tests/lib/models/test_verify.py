@@ -81,10 +81,10 @@ def test_a_planted_fault_is_rejected(mutant: str) -> None:
 
 def test_without_a_fault_nothing_is_rejected() -> None:
     """The planting itself changes nothing: the same line put in its own place passes."""
-    MUTANTS["none"] = ("layers.mlp", "silu", "silu")
+    MUTANTS["none"] = ("llama", "layers.mlp", "silu", "silu")
     try:
         with planted("none") as fresh:
-            results = [fresh.compare_random(fresh.RANDOM_CONFIGS["llama"](0, index), index) for index in range(12)]
+            results = [fresh.compare_random(fresh.random_case("llama", 0, index), index) for index in range(12)]
     finally:
         del MUTANTS["none"]
     assert not any(result.problems() for result in results)
