@@ -1,18 +1,28 @@
-"""Where streams get checked examples from."""
+"""Checked examples in splits: of an ingested data set, or straight from a source, checked as they are read."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from lib.config.data import DataConfig
+from lib.core.errors import DataError
 from lib.core.examples import Completion, Conversation, Event, EventSequence, Example, Message, PreferencePair, Prompt
-from lib.data.rows import ConversationTable
-from lib.data.shuffle import SourceRow
+from lib.core.manifest import MANIFEST_NAME
+from lib.data.checks import RowRefused
+from lib.data.mixture import OWN_DATA
+from lib.data.schemas.layouts import Layout, find_layout
+from lib.data.shuffle import ExampleSource, SourceRow
+from lib.data.sources import open_source
+from lib.data.sources_types import RowSource
+from lib.data.table import ExampleTable
 
 
 @dataclass(frozen=True)
 class TableExamples:
-    """The rows of an ingested data set."""
+    """The rows of an ingested data set, in the splits of the source it was made from."""
 
-    table: ConversationTable
+    table: ExampleTable[Any]
 
     @property
     def digest(self) -> str:
@@ -20,13 +30,64 @@ class TableExamples:
 
     @property
     def num_splits(self) -> int:
-        return 1
+        return len(self.table.splits)
 
     def read(self, split: int, start: int = 0, step: int = 1) -> Iterator[SourceRow]:
-        assert split == 0, split
-        for row in range(start, len(self.table), step):
-            example = self.table[row]
-            yield SourceRow(row, num_characters(example), example)
+        """See ExampleSource.read."""
+        for number, example in enumerate(self.table.read(split, start, step)):
+            yield SourceRow(start + number * step, num_characters(example), example)
+
+
+@dataclass(frozen=True)
+class CheckedExamples:
+    """The rows of a source, each checked when it is read. A bad one is an error: nothing is left out unseen."""
+
+    source: RowSource
+    layout: Layout
+
+    @property
+    def digest(self) -> str:
+        return self.source.digest
+
+    @property
+    def num_splits(self) -> int:
+        return len(self.source.splits)
+
+    def read(self, split: int, start: int = 0, step: int = 1) -> Iterator[SourceRow]:
+        """See ExampleSource.read."""
+        for number, raw in enumerate(self.source.read(split, start, step)):
+            try:
+                if raw.problem is not None:
+                    raise RowRefused(raw.problem)
+                example = self.layout.check(raw.value, raw.place)
+            except RowRefused as refused:
+                raise DataError(f"{raw.place}: {refused}; correct or remove the row") from refused
+            yield SourceRow(start + number * step, num_characters(example), example)
+
+
+def open_examples(where: str | Path, row_type: type[Example], *, kind: str) -> ExampleSource:
+    """The examples at an address: an ingested data set, or rows as `open_source` finds them.
+
+    Args:
+        row_type, kind: of the examples, as a type and as its name among KINDS.
+    Raises:
+        DataError: nothing there, or no such examples.
+        ArtifactCorruptError: a file of the data set is missing or altered.
+    """
+    if (Path(where) / MANIFEST_NAME).is_file():
+        return TableExamples(ExampleTable.open(Path(where), row_type))
+    source = open_source(where)
+    return CheckedExamples(source, find_layout(source, kind=kind))
+
+
+def open_mixture(config: DataConfig, own_data: str | Path, row_type: type[Example], *, kind: str) -> dict[str, ExampleSource]:
+    """The sources of a run by name: those of `config.mixture`, or the run's own data alone.
+
+    Raises:
+        DataError, ArtifactCorruptError: see `open_examples`.
+    """
+    places = {source.name: source.location or own_data for source in config.mixture} or {OWN_DATA: own_data}
+    return {name: open_examples(where, row_type, kind=kind) for name, where in places.items()}
 
 
 def num_characters(example: Example) -> int:
@@ -45,10 +106,12 @@ def num_characters(example: Example) -> int:
 
 
 def _of_messages(messages: tuple[Message, ...]) -> int:
-    return sum(
-        len(message.content) + len(message.thinking or "") + sum(len(call.arguments) for call in message.tool_calls)
-        for message in messages
-    )
+    total = 0
+    for message in messages:
+        total += len(message.content) + len(message.thinking or "")
+        for call in message.tool_calls:
+            total += len(call.arguments)
+    return total
 
 
 def _of_event(event: Event) -> int:

@@ -183,6 +183,30 @@ def _decisive(config: DataConfig) -> dict[str, Any]:
     return values
 
 
+def worker_streams(
+    sources: Mapping[str, ExampleSource],
+    encoding: Encoding,
+    config: DataConfig,
+    *,
+    sequence_length: int,
+    rows_per_step: int,
+    share: Share,
+) -> list[PackedStream]:
+    """A rank's rows as the streams of its background workers: one where there are none, each of them else."""
+    num_workers = max(1, config.workers)
+    return [
+        PackedStream(
+            sources,
+            encoding,
+            config,
+            sequence_length=sequence_length,
+            rows_per_step=rows_per_step,
+            share=Share(share.rank, share.num_ranks, worker, num_workers),
+        )
+        for worker in range(num_workers)
+    ]
+
+
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The state of a whole run from those of its ranks, all taken after the same step.
 
