@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from lib.config.rows import RowsConfig
 from lib.core.artifact import Staged
 from lib.core.errors import DataError
 from lib.core.examples import Conversation, EventSequence, Example, PreferencePair, Prompt
@@ -25,21 +26,8 @@ _SHARD_BATCHES = 256
 _PROGRESS_ROWS = 1000
 
 
-@dataclass(frozen=True)
-class RowRules:
-    """What the rows of a source are to be."""
-
-    kind: str = "conversation"
-    """Of the examples: one of KINDS; empty for that of the one layout that fits."""
-    layout: str = ""
-    """Name of the layout; empty for the one that fits the columns."""
-    ignored: frozenset[str] = frozenset()
-    """Columns to leave out."""
-    bad_rows: Literal["refuse", "drop"] = "refuse"
-    """An error that lists them, or left out and counted."""
-
-
-PLAIN_RULES = RowRules()
+PLAIN = RowsConfig()
+"""Conversations in whatever layout; bad rows are an error."""
 
 
 def ingest_dataset(
@@ -47,7 +35,7 @@ def ingest_dataset(
     staged: Staged,
     progress: Callable[[int], None] | None = None,
     *,
-    rules: RowRules = RowRules(),
+    config: RowsConfig = PLAIN,
 ) -> None:
     """Check every row of `source` and write the shards `rows-00000.arrow`, ... into the staged artifact.
 
@@ -65,10 +53,10 @@ def ingest_dataset(
     name = str(source) if isinstance(source, str | Path) else "the source"
     rows = open_source(source) if isinstance(source, str | Path) else source
     try:
-        layout = find_layout(rows, kind=rules.kind, layout=rules.layout, ignored=rules.ignored)
+        layout = find_layout(rows, config)
     except DataError as error:
         raise DataError(f"{name}: {error}" if str(error).startswith("holds") else str(error)) from error
-    checked = _Checked(layout, rules.bad_rows, progress or (lambda _: None))
+    checked = _Checked(layout, config.bad_rows, progress or (lambda _: None))
     counts: Counter[str] = Counter(files=rows.num_files)
     writer = _ShardWriter(staged.path, layout.kind)
     splits: list[list[Any]] = []

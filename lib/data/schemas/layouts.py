@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
+from lib.config.rows import RowsConfig
 from lib.core.errors import DataError
 from lib.core.examples import Example
 from lib.data.checks import RowRefused, check_known, check_object
@@ -32,6 +34,11 @@ class Layout:
     ignored: frozenset[str] = frozenset()
     """Columns that the user wants left out."""
 
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """All columns that a row may have."""
+        return frozenset((*self.required, *self.optional))
+
     @property
     def columns(self) -> str:
         """For messages: the columns it needs and those it takes."""
@@ -43,13 +50,12 @@ class Layout:
         Raises:
             RowRefused: the reason, with field and value.
         """
-        columns = check_object(row, "", f"an object of {', '.join(self.required)}")
+        columns = row if isinstance(row, dict) else check_object(row, "", f"an object of {', '.join(self.required)}")
         if self.ignored:
             columns = {key: value for key, value in columns.items() if key not in self.ignored}
-        known = (*self.required, *self.optional)
-        check_known(
-            columns.keys(), known, "", f"a row of the layout {self.name!r} has {self.columns}; rename, remove or ignore it"
-        )
+        if not columns.keys() <= self.known:
+            remedy = f"a row of the layout {self.name!r} has {self.columns}; rename, remove or ignore it"
+            check_known(columns.keys(), self.known, "", remedy)
         for name in self.required:
             if columns.get(name) is None:
                 raise RowRefused(f"{name} is missing or null")
@@ -58,7 +64,7 @@ class Layout:
     def fits(self, columns: Mapping[str, Any]) -> bool:
         """Whether it has all columns needed and no other; null or not, of whatever type."""
         names = columns.keys() - self.ignored
-        return self.required.keys() <= names and names <= {*self.required, *self.optional}
+        return self.required.keys() <= names and names <= self.known
 
     def fits_types(self, columns: Mapping[str, Any]) -> bool:
         return all(isinstance(columns[name], type_) for name, type_ in self.required.items())
@@ -102,20 +108,17 @@ LAYOUTS = (
 )
 
 
-def find_layout(source: RowSource, *, kind: str = "", layout: str = "", ignored: frozenset[str] = frozenset()) -> Layout:
-    """The one layout that the columns of a source's first rows fit.
+def find_layout(source: RowSource, config: RowsConfig) -> Layout:
+    """The one layout of the wanted kind that the columns of a source's first rows fit, or the one that is named.
 
-    Args:
-        kind: look among the layouts of this kind of example only.
-        layout: take this one, whatever the columns.
-        ignored: columns to leave out.
     Raises:
         DataError: no layout fits, or more than one does: what was found and what each needs; or no row at all.
     """
+    kind, layout, ignored = config.kind, config.layout, frozenset(config.ignored)
     wanted = [replace(known, ignored=ignored) for known in LAYOUTS if kind in ("", known.kind) and layout in ("", known.name)]
     if not wanted:
         raise DataError(
-            f"there is no layout {layout or 'of any name'!r} for {kind or 'any kind'}; kinds are {', '.join(KINDS)}, layouts "
+            f"there is no layout {layout!r} for {kind or 'any kind'}; kinds are {', '.join(KINDS)}, layouts "
             f"{', '.join(f'{known.name} ({known.kind})' for known in LAYOUTS)}"
         )
     if layout:
@@ -159,6 +162,6 @@ def _why_none(columns: Mapping[str, Any], wanted: list[Layout]) -> str:
         return f"but not the types of any of {', '.join(known.name for known in fitting)}"
     near = [known for known in wanted if known.required.keys() <= names - known.ignored]
     if len(near) == 1:
-        beside = sorted(names - near[0].ignored - near[0].required.keys() - set(near[0].optional))
+        beside = sorted(names - near[0].ignored - near[0].known)
         return f"which are those of {near[0].name!r} and the unknown {', '.join(beside)}"
     return "which fit no layout"

@@ -25,11 +25,25 @@ _KEYS_OF: dict[str, tuple[str, ...]] = {
 }
 """Beside role and content. A key of another role may be there if it is null or an empty list: tables have all columns."""
 
+_NEXT = {"user": "assistant", "assistant": "user", "tool": "assistant"}
+
 
 def check_messages(value: object, what: str = "messages", first: int = 1) -> tuple[Message, ...]:
     """The messages of a list, each on its own; `first` is the number of the first one in reasons."""
     found = check_list(value, what, "a list of at least one user and one assistant message")
-    return tuple(check_message(message, f"message {number}") for number, message in enumerate(found, start=first))
+    return tuple(
+        _plain_message(message) or check_message(message, f"message {number}") for number, message in enumerate(found, first)
+    )
+
+
+def _plain_message(value: object) -> Message | None:
+    """The short way for what nearly all messages are: a role and a text, both as they should be."""
+    if not isinstance(value, dict) or len(value) != 2:
+        return None
+    role, content = value.get("role"), value.get("content")
+    if role not in ROLES or not isinstance(content, str) or not content or content.isspace():
+        return None
+    return Message(role, content) if content.isascii() else None
 
 
 def check_message(value: object, where: str) -> Message:
@@ -144,9 +158,9 @@ def _next_role(messages: Sequence[Message]) -> str:
             _answer(open_calls, message, number)
         else:
             open_calls = list(message.tool_calls)
-            _check_call_ids(open_calls, number)
-        after = {"user": "assistant", "assistant": "user", "tool": "assistant"}
-        expected = "tool" if open_calls else after[message.role]
+            if open_calls:
+                _check_call_ids(open_calls, number)
+        expected = "tool" if open_calls else _NEXT[message.role]
     return expected
 
 

@@ -7,12 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lib.config.rows import RowsConfig
 from lib.core.artifact import read_manifest, stage_artifact
 from lib.core.errors import ArtifactCorruptError, DataError
 from lib.core.examples import Completion, Conversation, Example
 from lib.data import rows as rows_module
 from lib.data import sources_jsonl, table
-from lib.data.rows import RowRules, ingest_dataset
+from lib.data.rows import ingest_dataset
 from lib.data.schemas.arrow import KIND_OF
 from lib.data.schemas.layouts import KINDS, LAYOUTS, find_layout
 from lib.data.sources import open_source
@@ -20,12 +21,12 @@ from lib.data.table import ExampleTable
 from tests.lib.data.datasets import row, write_jsonl
 from tests.lib.data.schemas.test_layouts import GOOD
 
-ANY = RowRules(kind="")
+ANY = RowsConfig(kind="")
 
 
-def ingested(source: Path, target: Path, rules: RowRules = ANY) -> Path:
+def ingested(source: Path, target: Path, config: RowsConfig = ANY) -> Path:
     with stage_artifact(target, "dataset") as staged:
-        ingest_dataset(source, staged, rules=rules)
+        ingest_dataset(source, staged, config=config)
     return target
 
 
@@ -59,7 +60,7 @@ def test_splits_and_their_order_are_those_of_the_source(tmp_path: Path, monkeypa
     write_jsonl(tmp_path / "in" / "b.jsonl", [])
     pq.write_table(pa.Table.from_pylist(values), tmp_path / "in" / "c.parquet", row_group_size=25)
     source = open_source(tmp_path / "in")
-    layout = find_layout(source)
+    layout = find_layout(source, ANY)
     found = ExampleTable.open(ingested(tmp_path / "in", tmp_path / "d"), Conversation)
     assert [split.name for split in found.splits] == [split.name for split in source.splits]
     assert len(source.splits) > 6 and len(found) == 2 * len(values)
@@ -74,7 +75,7 @@ def test_bad_rows_are_dropped_and_counted_if_asked(tmp_path: Path) -> None:
     """[A16] Lines 2 and 4 of five, and an id that is taken; the reasons are kept beside the data."""
     lines: list[Any] = [row(0, "a"), {"messages": []}, row(1, "b"), 7, row(0, "c")]
     source = write_jsonl(tmp_path / "rows.jsonl", lines)
-    folder = ingested(source, tmp_path / "d", RowRules(bad_rows="drop"))
+    folder = ingested(source, tmp_path / "d", RowsConfig(bad_rows="drop"))
     found = ExampleTable.open(folder, Conversation)
     assert [example.sample_id for example in found.read(0)] == ["r0", "r1"]
     manifest = read_manifest(folder)
@@ -82,14 +83,14 @@ def test_bad_rows_are_dropped_and_counted_if_asked(tmp_path: Path) -> None:
     assert [problem.split(": ")[0] for problem in manifest.info["dropped"]] == [f"rows.jsonl:{line}" for line in (2, 4, 5)]
     with pytest.raises(DataError, match=r"2 of 2 rows of .* can't be used"):
         bad = write_jsonl(tmp_path / "bad.jsonl", [{"messages": []}, 7])
-        ingested(bad, tmp_path / "none", RowRules(bad_rows="drop"))
+        ingested(bad, tmp_path / "none", RowsConfig(bad_rows="drop"))
 
 
 def test_rules_choose_the_layout_and_leave_columns_out(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "completion": "a", "score": 1}])
     with pytest.raises(DataError, match=r"rows\.jsonl:1: has columns completion, prompt, score"):
         ingested(source, tmp_path / "d")
-    folder = ingested(source, tmp_path / "d", RowRules(kind="completion", ignored=frozenset({"score"})))
+    folder = ingested(source, tmp_path / "d", RowsConfig(kind="completion", ignored=("score",)))
     assert ExampleTable.open(folder, Completion)[0].completion == "a"
     with pytest.raises(DataError, match="holds examples of kind 'completion', expected a data set of kind 'conversation'"):
         ExampleTable.open(folder, Conversation)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lib.config.rows import RowsConfig
 from lib.core.errors import DataError
 from lib.core.examples import (
     Completion,
@@ -26,6 +27,7 @@ from lib.data.schemas.layouts import KINDS, LAYOUTS, find_layout
 from lib.data.sources import RawRow, Split, open_source
 
 P = "f:1"
+ANY = RowsConfig(kind="")
 U, A, S = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "system", "content": "s"}
 USER, ANSWER, SYSTEM = Message("user", "q"), Message("assistant", "a"), Message("system", "s")
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -251,9 +253,9 @@ class Rows:
 @pytest.mark.parametrize(("layout", "row", "example"), GOOD.values(), ids=GOOD.keys())
 def test_a_row_becomes_the_example_it_stands_for(layout: str, row: dict[str, Any], example: Example) -> None:
     """And the layout is found by its columns, among all kinds and among its own."""
-    found = find_layout(Rows(row))
+    found = find_layout(Rows(row), ANY)
     assert found.name == layout
-    assert find_layout(Rows(row), kind=found.kind) == found
+    assert find_layout(Rows(row), RowsConfig(kind=found.kind)) == found
     assert found.check(row, P) == example
 
 
@@ -282,7 +284,7 @@ def test_every_layout_and_kind_has_an_example() -> None:
 
 def test_the_first_row_that_fits_decides() -> None:
     """Rows that can't be read or fit nothing are passed over; the layout then refuses them one by one."""
-    found = find_layout(Rows(7, {"mess": 1}, {"messages": [U, A]}, {"conversations": []}))
+    found = find_layout(Rows(7, {"mess": 1}, {"messages": [U, A]}, {"conversations": []}), ANY)
     assert found.name == "messages"
     with pytest.raises(RowRefused, match="unknown field 'conversations'; a row of the layout 'messages' has messages"):
         found.check({"conversations": []}, P)
@@ -302,18 +304,17 @@ def test_the_first_row_that_fits_decides() -> None:
         ([1], {}, "is of type list, expected an object"),
         ({}, {}, "has columns of no name"),
         ({"messages": []}, {"layout": "openai"}, "there is no layout 'openai' for any kind; kinds are conversation"),
-        ({"messages": []}, {"kind": "chat"}, "there is no layout 'of any name' for chat"),
         ({"messages": []}, {"kind": "prompt", "layout": "messages"}, "there is no layout 'messages' for prompt"),
     ],
 )
 def test_columns_that_fit_nothing_are_refused_with_what_would(row: object, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(DataError, match=reason):
-        find_layout(Rows(row), **options)
+        find_layout(Rows(row), RowsConfig(**{"kind": "", **options}))
 
 
 def test_columns_can_be_ignored_by_name_only() -> None:
     row = {"instruction": "q", "input": "", "output": "a", "text": "q a", "score": 0.5}
-    found = find_layout(Rows(row), ignored=frozenset({"text", "score"}))
+    found = find_layout(Rows(row), RowsConfig(ignored=("text", "score")))
     assert found.check(row, P) == Conversation(P, (USER, ANSWER), P)
     with pytest.raises(RowRefused, match="unknown field 'more'"):
         found.check(row | {"more": 1}, P)

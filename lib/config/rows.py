@@ -1,0 +1,24 @@
+"""What the rows of a source are to be."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from lib.config.base import Frozen
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class RowsConfig(Frozen):
+    """How rows are read as examples."""
+
+    kind: Literal["", "conversation", "completion", "preference", "prompt", "events"] = "conversation"
+    """Of the examples; empty for that of the one layout that fits the columns."""
+    layout: str = Field(default="", max_length=64)
+    """Name of the layout, as listed in docs/data-formats.md; empty for the one that fits the columns."""
+    ignored: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(default=(), max_length=1024)
+    """Columns to leave out; any other column that the layout doesn't know is an error."""
+    bad_rows: Literal["refuse", "drop"] = "refuse"
+    """Rows that can't be used: an error that lists them, or left out and counted."""
