@@ -11,10 +11,13 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+Kind = Literal["", "conversation", "completion", "preference", "prompt", "events"]
+
+
 class RowsConfig(Frozen):
     """How rows are read as examples."""
 
-    kind: Literal["", "conversation", "completion", "preference", "prompt", "events"] = "conversation"
+    kind: Kind = "conversation"
     """Of the examples; empty for that of the one layout that fits the columns."""
     layout: str = Field(default="", max_length=64)
     """Name of the layout, as listed in docs/data-formats.md; empty for the one that fits the columns."""
