@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config.data import DataConfig
+from lib.config.rows import Kind, RowsConfig
 from lib.core.errors import DataError
 from lib.core.examples import Completion, Conversation, Event, EventSequence, Example, Message, PreferencePair, Prompt
 from lib.core.manifest import MANIFEST_NAME
@@ -65,7 +66,7 @@ class CheckedExamples:
             yield SourceRow(start + number * step, num_characters(example), example)
 
 
-def open_examples(where: str | Path, row_type: type[Example], *, kind: str) -> ExampleSource:
+def open_examples(where: str | Path, row_type: type[Example], *, kind: Kind) -> ExampleSource:
     """The examples at an address: an ingested data set, or rows as `open_source` finds them.
 
     Args:
@@ -77,10 +78,10 @@ def open_examples(where: str | Path, row_type: type[Example], *, kind: str) -> E
     if (Path(where) / MANIFEST_NAME).is_file():
         return TableExamples(ExampleTable.open(Path(where), row_type))
     source = open_source(where)
-    return CheckedExamples(source, find_layout(source, kind=kind))
+    return CheckedExamples(source, find_layout(source, RowsConfig(kind=kind)))
 
 
-def open_mixture(config: DataConfig, own_data: str | Path, row_type: type[Example], *, kind: str) -> dict[str, ExampleSource]:
+def open_mixture(config: DataConfig, own_data: str | Path, row_type: type[Example], *, kind: Kind) -> dict[str, ExampleSource]:
     """The sources of a run by name: those of `config.mixture`, or the run's own data alone.
 
     Raises:
