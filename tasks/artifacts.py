@@ -9,7 +9,7 @@ from tasks.artifact_type import Artifact, ArtifactTransformer, content_hash
 
 
 class DatasetFolder(Artifact):
-    """Checked conversations in Parquet."""
+    """Checked examples of one kind, in Arrow files."""
 
     kind = "dataset"
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from flytekit import task
 
+from lib.config.rows import RowsConfig
 from lib.data.window import day_before
 from tasks.artifacts import Dataset, DatasetFolder
 from tasks.cache import CACHED
@@ -19,15 +20,17 @@ if TYPE_CHECKING:
 else:
     rows = lazy("lib.data.rows")
 
+DEFAULT = RowsConfig()
+
 
 @task(cache=CACHED, container_image=CPU_IMAGE, requests=MEDIUM, retries=RETRIES, timeout=SHORT)
 @retry_infrastructure
-def ingest(source: RawData) -> Dataset:
-    """Check every row and keep them as a data set; a bad row is an error that names its place."""
+def ingest(source: RawData, config: RowsConfig = DEFAULT) -> Dataset:
+    """Check every row and keep them as a data set; a bad row is an error that names its place, unless it is to be dropped."""
     dataset = DatasetFolder.create()
     with dataset.write() as staged, bar("ingest", "rows") as shown:
         staged.lineage["source"] = source.content_hash()
-        rows.ingest_dataset(source.open(), staged, progress=shown.add)
+        rows.ingest_dataset(source.address(), staged, progress=shown.add, config=config)
     return dataset
 
 

@@ -1,12 +1,19 @@
 """Object stores, reached through flytekit's file access: look, download, upload."""
 
+import posixpath
 from pathlib import Path
+from typing import Any
 
+import fsspec
 from flytekit import FlyteContext, FlyteContextManager
-from flytekit.core.data_persistence import FileAccessProvider
+from flytekit.core.data_persistence import FileAccessProvider, get_fsspec_storage_options, get_protocol
+from fsspec.core import has_magic
 
 from lib.core.errors import UserError
 from lib.core.manifest import digest_of
+
+CHECKSUMS = ("ETag", "etag", "md5Hash", "md5", "blob_id", "crc32c")
+"""Where S3, GCS, Azure and the Hub keep a checksum of the content in a listing."""
 
 
 def is_remote(uri: str) -> bool:
@@ -29,17 +36,36 @@ def fetch(uri: str, target: Path) -> Path:
 
 
 def fingerprint(uri: str) -> str | None:
-    """Stands for the content at a remote address: the checksums in the store's listing. None for a path.
+    """Stands for the content at a remote address or glob: names, sizes and checksums of the listing. None for a path.
 
     Raises:
         UserError: there is nothing at the address.
     """
     if not is_remote(uri):
         return None
-    remote = FlyteContextManager.current_context().file_access.get_filesystem_for_path(uri)
-    if not remote.exists(uri):
+    address = uri.partition("?")[0] if uri.startswith("hf://") else uri
+    remote = FlyteContextManager.current_context().file_access.get_filesystem_for_path(address)
+    remote.invalidate_cache()
+    found = (remote.glob if has_magic(address) else remote.find)(address, detail=True)
+    entries = {path: info for path, info in found.items() if info["type"] == "file"}
+    if not entries:
         raise UserError(f"{uri}: nothing there; check the address and the right to read it")
-    return digest_of({path: str(remote.checksum(path)) for path in sorted(remote.find(uri))})
+    root = posixpath.commonpath([posixpath.dirname(path) for path in entries])
+    return digest_of(
+        [[posixpath.relpath(path, root), info["size"], _checksum(remote, info)] for path, info in sorted(entries.items())]
+    )
+
+
+def share_credentials(uri: str) -> None:
+    """Let what reads an address through fsspec alone do so with the options that flytekit has for its kind of store."""
+    protocol = get_protocol(uri)
+    options = get_fsspec_storage_options(protocol, FlyteContextManager.current_context().file_access.data_config)
+    fsspec.config.conf.setdefault(protocol, {}).update(options)
+
+
+def _checksum(remote: fsspec.AbstractFileSystem, info: dict[str, Any]) -> str:
+    """The store's own; where it has none, what else its listing says."""
+    return next((str(info[key]) for key in CHECKSUMS if info.get(key)), "") or str(remote.checksum(info["name"]))
 
 
 def upload(ctx: FlyteContext, path: Path) -> str:

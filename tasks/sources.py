@@ -1,7 +1,7 @@
 """Flyte types of what users bring: raw data (a file or a folder of files) and a model folder.
 
 Each is an address: a path here or a URI of an object store, so a form in the console takes it as text. The cache key
-is the content: the sha256 of the files, or for a remote address the fingerprint that its finder gave it.
+is the content: the sha256 of the files, or what the listing of a remote address says of them.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from lib.core.errors import UserError
 from lib.core.manifest import digest_of, file_sha256
 from lib.core.store import new_workspace
 from tasks.cli import install
-from tasks.remote import fetch, is_remote, upload
+from tasks.remote import fetch, fingerprint, is_remote, share_credentials, upload
 
 
 class Source:
@@ -59,9 +59,20 @@ class Source:
 
 
 class RawDataSource(Source):
-    """Rows to be ingested."""
+    """Rows to be ingested. At a remote address they are read where they lie; it may be a glob, or a data set of the Hub."""
 
-    what = "a .jsonl or .parquet file, or a folder of them"
+    what = "a .jsonl (also .gz, .zst), .parquet or .arrow file, or a folder of them"
+
+    def address(self) -> str:
+        """Where the rows are, ready to be read."""
+        if not is_remote(self.uri):
+            return str(self.checked_path())
+        share_credentials(self.uri)
+        return self.uri
+
+    def content_hash(self) -> str:
+        """Sha256 over names and contents of the files here, or over a remote listing's names, sizes and checksums."""
+        return self.fingerprint or fingerprint(self.uri) or super().content_hash()
 
 
 class ModelSourceFolder(Source):

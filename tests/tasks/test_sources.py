@@ -1,5 +1,6 @@
 """What users bring is keyed by content, and what isn't there is refused with its path."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from flytekit.core.data_persistence import FileAccessProvider
 from flytekit.core.type_engine import TypeEngine
 
 from lib.core.errors import UserError
+from tasks.ingest import ingest
 from tasks.sources import ModelSource, ModelSourceFolder, RawData, RawDataSource
+from tests.s3_server import s3_server
 
 
 def test_the_key_is_the_content_and_not_the_place(tmp_path: Path) -> None:
@@ -63,3 +66,28 @@ def test_a_local_folder_reaches_a_cluster_through_the_object_store(fresh_home: P
         assert (source.open() / "config.json").read_text() == "{}"
         with pytest.raises(UserError, match="nothing there"):
             ModelSourceFolder("memory://bucket/other").open()
+
+
+def test_remote_rows_are_read_where_they_lie_and_keyed_by_their_listing(fresh_home: Path, tmp_path: Path) -> None:
+    """A folder and a glob over it have one key, which a copy elsewhere shares and a changed object doesn't; the data set is
+    the one of the same rows here."""
+    rows = "".join(
+        json.dumps({"id": f"r{n}", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
+        + "\n"
+        for n in range(20)
+    )
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.jsonl").write_text(rows)
+    with s3_server("bucket") as store:
+        for folder in ("one", "copy"):
+            store.pipe_file(f"bucket/{folder}/a.jsonl", rows.encode())
+        keys = {
+            RawDataSource(f"s3://bucket/{where}").content_hash() for where in ("one", "one/*.jsonl", "copy", "copy/a.jsonl")
+        }
+        assert len(keys) == 1
+        there = ingest(source=RawDataSource("s3://bucket/one"))
+        store.pipe_file("bucket/one/a.jsonl", rows.replace("q", "p").encode())
+        assert RawDataSource("s3://bucket/one").content_hash() not in keys
+        with pytest.raises(UserError, match="s3://bucket/none: nothing there"):
+            RawDataSource("s3://bucket/none").content_hash()
+    assert ingest(source=RawDataSource(str(tmp_path / "rows"))).digest == there.digest

@@ -226,7 +226,9 @@ def test_parquet_rows_are_checked_like_lines(tmp_path: Path) -> None:
     assert _refusal(tmp_path / "bytes.parquet", tmp_path).startswith("bytes.parquet:2: not UTF-8")
     table_ = pa.table({"messages": pa.array([good], pa.list_(struct)), "score": [float("nan")]})
     pq.write_table(table_, tmp_path / "more.parquet")
-    assert "more.parquet:1: has columns messages, score, which are those of 'messages' and the unknown score" in _refusal(tmp_path / "more.parquet", tmp_path)
+    assert "more.parquet:1: has columns messages, score, which are those of 'messages' and the unknown score" in _refusal(
+        tmp_path / "more.parquet", tmp_path
+    )
 
 
 def test_folder_is_read_in_order_of_names_and_counted(tmp_path: Path) -> None:
