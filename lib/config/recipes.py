@@ -48,8 +48,10 @@ class SftJob(Frozen):
     @model_validator(mode="after")
     def _ranks_share_evenly(self) -> "SftJob":
         ranks, data, train = self.shape.num_ranks, self.config.data, self.config.train
-        if data.num_streams % ranks:
-            raise ValueError(f"config.data.num_streams ({data.num_streams}) is not a multiple of the {ranks} ranks")
+        workers = max(1, data.workers)
+        if data.num_streams % (ranks * workers):
+            each = f" x {workers} data workers" if workers > 1 else ""
+            raise ValueError(f"config.data.num_streams ({data.num_streams}) is not a multiple of the {ranks} ranks{each}")
         if train.rows_per_step % (ranks * train.rows_per_micro_batch):
             raise ValueError(
                 f"config.train.rows_per_step ({train.rows_per_step}) is not a multiple of {ranks} ranks x "

@@ -1,6 +1,6 @@
 """Checked examples in splits: of an ingested data set, or straight from a source, checked as they are read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from lib.config.data import DataConfig
 from lib.config.rows import Kind, RowsConfig
 from lib.core.errors import DataError
 from lib.core.examples import Completion, Conversation, Event, EventSequence, Example, Message, PreferencePair, Prompt
-from lib.core.manifest import MANIFEST_NAME
+from lib.core.manifest import MANIFEST_NAME, digest_of
 from lib.data.checks import RowRefused
 from lib.data.mixture import OWN_DATA
 from lib.data.schemas.layouts import Layout, find_layout
@@ -89,6 +89,11 @@ def open_mixture(config: DataConfig, own_data: str | Path, row_type: type[Exampl
     """
     places = {source.name: source.location or own_data for source in config.mixture} or {OWN_DATA: own_data}
     return {name: open_examples(where, row_type, kind=kind) for name, where in places.items()}
+
+
+def mixture_digest(sources: Mapping[str, ExampleSource]) -> str:
+    """Names the content of all sources of a mixture."""
+    return digest_of({name: source.digest for name, source in sources.items()})
 
 
 def num_characters(example: Example) -> int:

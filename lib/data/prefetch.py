@@ -26,12 +26,17 @@ class RowProducer(Protocol):
         """After the last `next_step`."""
         ...
 
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where a position was taken, given as JSON values."""
+        ...
+
 
 class Prefetcher(Generic[Prepared]):
     """Gives out what `prepare` makes of each step's rows, in order, at most `depth` steps ahead.
 
     `position()` belongs to the step last given out, however far the workers have run ahead. An exception of a producer or of
-    `prepare` is raised by the `next_step` that would have given out its step. Close it, or use it in a `with` block.
+    `prepare` is raised by the `next_step` that would have given out its step. The workers start with the `with` block or
+    the first step; after that close it, or leave the block.
     """
 
     def __init__(
@@ -48,22 +53,19 @@ class Prefetcher(Generic[Prepared]):
         """
         self.stall_seconds = 0.0
         """Time that `next_step` has waited so far."""
-        self._position = _merged([producer.position() for producer in producers])
+        self._producers, self._prepare = producers, prepare
+        self._depth, self._deadline_seconds = depth, deadline_seconds
+        self._position: StreamPosition | None = None
         self._parts: list[_Background[tuple[StepRows, StreamPosition]]] = []
-        if depth and len(producers) > 1:
-            # Each worker is the only one to touch its producer; another thread puts their rows together.
-            self._parts = [_Background(_taker(producer), depth, deadline_seconds) for producer in producers]
-            takers: list[Callable[[], tuple[StepRows, StreamPosition]]] = [part.next for part in self._parts]
-        else:
-            takers = [_taker(producer) for producer in producers]
-
-        def make() -> tuple[Prepared, StreamPosition]:
-            rows, positions = zip(*(take() for take in takers))
-            return prepare(_in_order(rows)), _merged(positions)
-
-        self._whole = _Background(make, depth, deadline_seconds) if depth else None
-        self._next = self._whole.next if self._whole else make
+        self._whole: _Background[tuple[Prepared, StreamPosition]] | None = None
+        self._next: Callable[[], tuple[Prepared, StreamPosition]] | None = None
         self._is_closed = False
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where a position was taken, given as JSON values; before the first step."""
+        assert self._next is None, "the workers are running"
+        for producer in self._producers:
+            producer.load_state(state)
 
     def next_step(self) -> Prepared:
         """What was prepared for the next step.
@@ -75,7 +77,7 @@ class Prefetcher(Generic[Prepared]):
             raise RuntimeError("the prefetcher is closed")
         start = time.perf_counter()
         try:
-            prepared, self._position = self._next()
+            prepared, self._position = self._started()()
         except BaseException:
             self.close()
             raise
@@ -84,6 +86,8 @@ class Prefetcher(Generic[Prepared]):
 
     def position(self) -> StreamPosition:
         """Where the streams are after the step last given out."""
+        if self._position is None:
+            self._position = _merged([producer.position() for producer in self._producers])
         return self._position
 
     def close(self) -> None:
@@ -98,10 +102,31 @@ class Prefetcher(Generic[Prepared]):
             worker.join()
 
     def __enter__(self) -> Self:
+        self._started()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _started(self) -> Callable[[], tuple[Prepared, StreamPosition]]:
+        if self._next is not None:
+            return self._next
+        self.position()
+        takers = [_taker(producer) for producer in self._producers]
+        if self._depth and len(takers) > 1:
+            # Each worker is the only one to touch its producer; another thread puts their rows together.
+            self._parts = [_Background(take, self._depth, self._deadline_seconds) for take in takers]
+            takers = [part.next for part in self._parts]
+
+        def make() -> tuple[Prepared, StreamPosition]:
+            rows, positions = zip(*(take() for take in takers))
+            return self._prepare(_in_order(rows)), _merged(positions)
+
+        self._next = make
+        if self._depth:
+            self._whole = _Background(make, self._depth, self._deadline_seconds)
+            self._next = self._whole.next
+        return self._next
 
 
 def _taker(producer: RowProducer) -> Callable[[], tuple[StepRows, StreamPosition]]:

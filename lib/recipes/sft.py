@@ -13,15 +13,15 @@ from lib.cluster.group import Event, GroupFactory, Worker, dispatch
 from lib.config.recipes import SftJob
 from lib.core.artifact import Staged, link_or_copy, read_manifest, verify
 from lib.core.errors import InfraError, ModelError
+from lib.core.examples import Conversation
 from lib.core.manifest import Json, canonical_json, digest_of, file_sha256
 from lib.core.seeding import derive_seed, seed_process
 from lib.data.batch import collate
-from lib.data.examples import TableExamples
-from lib.data.mixture import OWN_DATA
+from lib.data.examples import mixture_digest, open_mixture
 from lib.data.prefetch import Prefetcher
 from lib.data.rows import ConversationTable
 from lib.data.stats import packing_report
-from lib.data.stream import Encoding, PackedStream, Share, StepRows, merge_states
+from lib.data.stream import Encoding, Share, StepRows, merge_states, worker_streams
 from lib.models.decoder import Decoder
 from lib.models.hf_export import write_hf_folder
 from lib.models.hf_io import read_spec
@@ -73,35 +73,34 @@ class SftWorker(Worker):
         optimizer = build_optimizer(module, config.optim)
         encoder = ChatEncoder(Tokenizer.load(model_dir), config.data.train_on)
         table = ConversationTable.open(Path(place["data_dir"]))
-        stream = PackedStream(
-            {OWN_DATA: TableExamples(table)},
+        streams = worker_streams(
+            open_mixture(config.data, place["data_dir"], Conversation, kind="conversation"),
             Encoding.of_chat(encoder),
             config.data,
             sequence_length=job.sequence_length,
             rows_per_step=config.train.rows_per_step,
             share=Share(info.rank, info.num_ranks),
         )
-        position = {"data": stream.position()}
-
-        def data_state() -> Json:
-            return position["data"].to_json()
-
+        feed = Prefetcher(
+            streams,
+            _to_micro_batches(job, encoder.tokenizer.pad_id),
+            config.data.prefetch_batches if config.data.workers else 0,
+        )
         state = TrainState()
         state.register("model", ModelAndOptimizer(module, optimizer))
         state.register("random", RandomGenerators())
-        state.register("data", Values(data_state, stream.load_state, merge_states))
+        state.register("data", Values(lambda: feed.position().to_json(), feed.load_state, merge_states))
         checkpoints = run_dir / CHECKPOINTS
         if first_step > 1:
             folder = checkpoint_folder(checkpoints, place["resume_step"])
             load_state(folder, state, rank=info.rank, num_ranks=info.num_ranks)
-            position["data"] = stream.position()
         store = CheckpointStore(checkpoints, keep=config.train.keep_checkpoints, rank=info.rank, num_ranks=info.num_ranks)
         peak = all_reduce_sum({"flops": peak_flops(device, getattr(torch, config.model.compute_dtype))})["flops"]
         journal = None
         if info.rank == 0:
             journal = Journal(self, run_dir, steps=job.steps, resume_step=place["resume_step"], peak_flops=peak)
 
-        with Prefetcher([stream], _to_micro_batches(job, encoder.tokenizer.pad_id), config.data.prefetch_batches) as feed:
+        with feed:
             for step in range(first_step, job.steps + 1):
                 micro_batches = feed.next_step()
                 counts = count_step(micro_batches, module.decoder.spec, part_written=store.part_written())
@@ -117,7 +116,6 @@ class SftWorker(Worker):
                     max_grad_norm=config.optim.max_grad_norm,
                     device=device,
                 )
-                position["data"] = feed.position()
                 if journal:
                     journal.step_done(report, module.decoder.spec, counts.num_attended_pairs)
                 if step % config.train.checkpoint_every == 0 or step == job.steps:
@@ -162,8 +160,9 @@ def run_sft(
     """
     model, data = verify(model_dir), read_manifest(data_dir)
     _check_admitted(report, model.digest)
-    identity = run_identity(job, model_digest=model.digest, data_digest=data.digest)
-    out.lineage.update(model=model.digest, data=data.digest, job=digest_of(job.model_dump(mode="json")))
+    data_digest = _data_digest(job, data_dir, data.digest)
+    identity = run_identity(job, model_digest=model.digest, data_digest=data_digest)
+    out.lineage.update(model=model.digest, data=data_digest, job=digest_of(job.model_dump(mode="json")))
     place = {"model_dir": str(model_dir), "data_dir": str(data_dir), "run_dir": str(run_dir), "identity": identity}
     with run_lock(run_dir), track(job.config.tracking, identity, job.model_dump(mode="json"), out.lineage) as tracked:
 
@@ -201,12 +200,19 @@ def run_identity(job: SftJob, *, model_digest: str, data_digest: str) -> str:
             "config": {
                 "cluster": True,
                 "tracking": True,
-                "data": {"prefetch_batches"},
+                "data": {"prefetch_batches", "workers", "worker_kind"},
                 "train": {"checkpoint_every", "keep_checkpoints", "max_restarts", "step_deadline_seconds"},
             },
         },
     )
     return digest_of({"recipe": "sft", "job": values, "model": model_digest, "data": data_digest})
+
+
+def _data_digest(job: SftJob, data_dir: Path, own_digest: str) -> str:
+    """Opens the sources of a mixture, so that one that is not there is found before any worker starts."""
+    if not job.config.data.mixture:
+        return own_digest
+    return mixture_digest(open_mixture(job.config.data, data_dir, Conversation, kind="conversation"))
 
 
 def _check_admitted(report: LogitReport, model_digest: str) -> None:

@@ -75,7 +75,7 @@ def test_an_ingested_data_set_gives_the_batches_of_its_files(
     assert isinstance(direct, CheckedExamples) and isinstance(table, TableExamples)
     assert direct.num_splits == table.num_splits and (make is _compressed or direct.num_splits > 4)
     streams = [_stream(direct, encoder), _stream(table, encoder)]
-    for step in range(60):
+    for step in range(90):
         rows = [
             [
                 [(d.sample_id, d.token_ids.tolist(), d.loss_mask.tolist()) for d in row.documents]

@@ -36,10 +36,9 @@ def test_snapshot_belongs_to_the_step_consumed(workers: int, depth: int) -> None
     plain = _streams()[0]
     state: dict[str, Any] = plain.state()
     for run in range(3):
-        producers = _streams(workers)
-        for producer in producers:
-            producer.load_state(state)
-        with Prefetcher(producers, _ids, depth) as prefetcher:
+        prefetcher = Prefetcher(_streams(workers), _ids, depth)
+        prefetcher.load_state(state)
+        with prefetcher:
             assert prefetcher.position().to_json() == state
             for _ in range(7 + run):
                 assert prefetcher.next_step() == _ids(plain.next_step())
