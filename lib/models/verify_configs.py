@@ -191,9 +191,7 @@ def random_model(case: RandomCase, generator: torch.Generator) -> tuple[PreTrain
     """The reference with random weights everywhere (norms, biases and sinks too, logits of size 1), and ours with the same."""
     case.config._attn_implementation = case.config._experts_implementation = "eager"
     reference = case.model_class(case.config).float().eval()
-    for name, parameter in reference.named_parameters():
-        values = torch.randn(parameter.shape, generator=generator)
-        parameter.data = values * _spread(name, parameter, case.spec) + ("norm" in name) * (1.0 - case.spec.norm_offset)
+    randomise(reference, case.spec, generator)
     with torch.device("meta"):
         decoder = Decoder(case.spec)
     weights = case.family.weight_map(case.spec)
@@ -204,6 +202,13 @@ def random_model(case: RandomCase, generator: torch.Generator) -> tuple[PreTrain
     fill(decoder, weights, MemoryCheckpoint(checkpoint))
     decoder.requires_grad_(True)
     return reference, decoder
+
+
+def randomise(reference: PreTrainedModel, spec: DecoderSpec, generator: torch.Generator) -> None:
+    """Give every parameter random values, around one where a norm multiplies by it."""
+    for name, parameter in reference.named_parameters():
+        values = torch.randn(parameter.shape, generator=generator)
+        parameter.data = values * _spread(name, parameter, spec) + ("norm" in name) * (1.0 - spec.norm_offset)
 
 
 def checkpoint_names(reference: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -62,7 +62,7 @@ class WeightMap:
         self.shapes = parameter_shapes(spec)
         self.entries = {name: entry for name, entry in _entries(table, spec) if name in self.shapes}
         assert self.entries.keys() == self.shapes.keys(), f"no checkpoint name for {self.shapes.keys() - self.entries.keys()}"
-        self._last_block: tuple[str, tuple[slice, ...], torch.Tensor] | None = None
+        self._blocks: dict[str, tuple[tuple[slice, ...], torch.Tensor, int]] = {}
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor that a checkpoint holds."""
@@ -71,7 +71,7 @@ class WeightMap:
     def read(self, source: TensorSource, name: str, slices: tuple[slice, ...] | None = None) -> torch.Tensor:
         """Our tensor `name`, or a box of it, in its stored dtype; only the bytes of the box are read.
 
-        Of a fused tensor the box of all parts is read, and kept for the next part.
+        Of a fused tensor the box of all parts is read, and kept until each part was asked for.
         """
         entry = self.entries[name]
         slices = slices or tuple(slice(0, size) for size in self.shapes[name])
@@ -83,13 +83,16 @@ class WeightMap:
             return source.get_slice(entry.names[0], slices)
         box = [*slices[:-2], slices[-1], slices[-2]] if entry.transposed else list(slices)
         box[-1] = slice(box[-1].start * entry.num_parts, box[-1].stop * entry.num_parts)
-        block = self._block(source, entry.names[0], tuple(box))[..., entry.part :: entry.num_parts]
+        block = self._block(source, entry, tuple(box))[..., entry.part :: entry.num_parts]
         return (block.mT if entry.transposed else block).contiguous()
 
-    def _block(self, source: TensorSource, name: str, box: tuple[slice, ...]) -> torch.Tensor:
-        if self._last_block is None or self._last_block[:2] != (name, box):
-            self._last_block = (name, box, source.get_slice(name, box))
-        return self._last_block[2]
+    def _block(self, source: TensorSource, entry: Entry, box: tuple[slice, ...]) -> torch.Tensor:
+        name = entry.names[0]
+        kept = self._blocks.pop(name, None)
+        block, num_left = kept[1:] if kept and kept[0] == box else (source.get_slice(name, box), entry.num_parts)
+        if num_left > 1:
+            self._blocks[name] = (box, block, num_left - 1)
+        return block
 
     def to_checkpoint(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """(name there, tensor) for our tensors (name, whole), in their order; parts of a fused one are held until all came."""

@@ -28,6 +28,10 @@ def document_attention_cpu(
     if "segments" not in layout.derived:
         layout.derived["segments"] = _segments(layout)
     lengths, is_document = layout.derived["segments"]
+    if not any(is_document):
+        # Nothing but padding still gives every weight a gradient, of zeros: other ranks wait for it.
+        inputs = (q_BTNH, k_BTKH, v_BTKH, *(() if scores.sinks_N is None else (scores.sinks_N,)))
+        return torch.zeros_like(q_BTNH) + 0.0 * torch.stack([x.sum() for x in inputs]).sum()
     q, k, v = (torch.split(x.flatten(0, 1).float(), lengths) for x in (q_BTNH, k_BTKH, v_BTKH))
     outputs = [
         _one_document(q_LNH, k_LKH, v_LKH, scores) if real else torch.zeros_like(q_LNH)

@@ -12,6 +12,7 @@ from lib.models.decoder import Decoder
 from lib.models.hf_io import CheckpointReader, load_full, read_spec
 from lib.parallel.mesh import build_mesh
 from lib.parallel.reduce import all_reduce_sum, barrier, clip_grad_norm
+from tests.lib.models.checkpoints import family_model
 from tests.lib.parallel.ranks import run_here, run_ranks
 from tests.lib.parallel.work import CASES, LossModule, digest, everything, share
 from tests.tiny import VOCAB_SIZE, tiny_model
@@ -20,7 +21,10 @@ from tests.tiny import VOCAB_SIZE, tiny_model
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("sharding")
-    return {case: tiny_model(root / str(number), **overrides) for number, (case, (_, overrides)) in enumerate(CASES.items())}
+    folders = {case: root / str(number) for number, case in enumerate(CASES)}
+    for case, (_, overrides) in CASES.items():
+        (family_model if "family" in overrides else tiny_model)(folders[case], **overrides)
+    return folders
 
 
 @pytest.fixture(scope="module")

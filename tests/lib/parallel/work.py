@@ -35,8 +35,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fp32 recomputed": (FP32 | {"activation_checkpointing": True}, {}),
     "fp32 odd sizes": (FP32, {"hidden_size": 60, "intermediate_size": 91, "head_dim": 10}),
     "bf16": ({"compute_dtype": "bfloat16"}, {}),
+    "fp32 experts": (FP32, {"family": "qwen3_moe", "num_experts": 5}),
+    "fp32 fused experts": (FP32 | {"activation_checkpointing": True}, {"family": "gpt_oss", "num_local_experts": 4}),
+    "fp32 gemma": (FP32, {"family": "gemma3_text", "final_logit_softcapping": None}),
 }
-"""Case -> (fields of ModelConfig, fields of the tiny model)."""
+"""Case -> (fields of ModelConfig, fields of the tiny model, of a family other than llama where it names one)."""
 
 
 class LossModule(nn.Module):
