@@ -13,6 +13,7 @@ from flytekit.core.type_engine import TypeEngine
 from tasks.artifacts import Dataset, DatasetFolder
 from tasks.cache import CACHED, code_version
 from tasks.sources import RawData
+from tests.s3_server import s3_server
 
 THIS = "tests.tasks.test_cache"
 
@@ -51,7 +52,7 @@ def ledger(fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     LocalTaskCache._initialized = False
 
 
-def _run(ledger: Path, source: Path, times: int = 2) -> tuple[int, list[tuple[str, str]]]:
+def _run(ledger: Path, source: Path | str, times: int = 2) -> tuple[int, list[tuple[str, str]]]:
     """Result of the chain, and what the ledger says about this run: (event, task)."""
     ledger.unlink(missing_ok=True)
     TypeEngine._LITERAL_CACHE.clear()  # one launch of pyflyte converts its inputs once
@@ -86,6 +87,16 @@ def test_edited_input_under_the_same_path_executes(ledger: Path, source: Path) -
     _run(ledger, source)
     source.write_text("ABCD")
     assert _run(ledger, source) == (8, ALL_EXECUTED)
+
+
+def test_a_replaced_object_under_the_same_address_executes(ledger: Path) -> None:
+    """The key of a remote address is what the store's listing says of it."""
+    with s3_server("bucket") as store:
+        store.pipe_file("bucket/source", b"ABC")
+        assert _run(ledger, "s3://bucket/source") == (6, ALL_EXECUTED)
+        assert _run(ledger, "s3://bucket/source") == (6, ALL_CACHED)
+        store.pipe_file("bucket/source", b"ABCD")
+        assert _run(ledger, "s3://bucket/source") == (8, ALL_EXECUTED)
 
 
 def test_equal_output_from_another_input_hits_downstream(ledger: Path, source: Path) -> None:
