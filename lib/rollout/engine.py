@@ -37,4 +37,6 @@ def engine_environment() -> dict[str, str]:
         "VLLM_DO_NOT_TRACK": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore",
     }

@@ -52,6 +52,7 @@ class VllmGenerator:
                 enforce_eager=True,
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 seed=0,
                 **(on_cpu if device == "cpu" else {}),
             )
