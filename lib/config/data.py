@@ -1,5 +1,6 @@
 """How rows become packed batches."""
 
+from datetime import date
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -134,4 +135,9 @@ class DataConfig(Frozen):
             raise ValueError(f"train_marker goes with train_on 'after_marker' and only with it; train_on is {self.train_on!r}")
         if (self.chat_table is not None) != (self.chat_format == "table"):
             raise ValueError(f"chat_table goes with chat_format 'table' and only with it; chat_format is {self.chat_format!r}")
+        if self.template_date is not None:
+            try:
+                date.fromisoformat(self.template_date)
+            except ValueError as error:
+                raise ValueError(f"template_date {self.template_date!r} is no day ({error})") from error
         return self

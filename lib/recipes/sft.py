@@ -18,10 +18,11 @@ from lib.core.manifest import Json, canonical_json, digest_of, file_sha256
 from lib.core.seeding import derive_seed, seed_process
 from lib.data.batch import collate
 from lib.data.examples import mixture_digest, open_mixture
+from lib.data.feed import ChatFeed
 from lib.data.prefetch import Prefetcher
 from lib.data.rows import ConversationTable
 from lib.data.stats import packing_report
-from lib.data.stream import Encoding, Share, StepRows, merge_states, worker_streams
+from lib.data.stream import StepRows, merge_states
 from lib.models.decoder import Decoder
 from lib.models.hf_export import write_hf_folder
 from lib.models.hf_io import read_spec
@@ -71,18 +72,11 @@ class SftWorker(Worker):
 
         module = _sharded_module(job, model_dir, device, fresh=first_step == 1)
         optimizer = build_optimizer(module, config.optim)
-        encoder = ChatEncoder(Tokenizer.load(model_dir), config.data.train_on)
+        encoder = ChatEncoder.of(Tokenizer.load(model_dir), config.data)
         table = ConversationTable.open(Path(place["data_dir"]))
-        streams = worker_streams(
-            open_mixture(config.data, place["data_dir"], Conversation, kind="conversation"),
-            Encoding.of_chat(encoder),
-            config.data,
-            sequence_length=job.sequence_length,
-            rows_per_step=config.train.rows_per_step,
-            share=Share(info.rank, info.num_ranks),
-        )
+        chats = ChatFeed(config.data, place["data_dir"], str(model_dir), job.sequence_length, config.train.rows_per_step)
         feed = Prefetcher(
-            streams,
+            chats.producers(encoder, rank=info.rank, num_ranks=info.num_ranks),
             _to_micro_batches(job, encoder.tokenizer.pad_id),
             config.data.prefetch_batches if config.data.workers else 0,
         )

@@ -51,10 +51,12 @@ def _slots_in_json(fixed: list[str], slots: list[Slot], tailed: tuple[list[str],
     """The slots whose quotes are escaped; refuses values that are cut or changed."""
     found, same = tailed
     in_json = set()
+    if same != slots:
+        raise FormatRefused("the chat template cuts or changes what messages say")
     for slot, plain, after in zip(slots, fixed[1:], found[1:]):
         if slot.field == "call arguments":
             continue
-        if same != slots or after not in {_TAIL + plain, json.dumps(_TAIL)[1:-1] + plain}:
+        if after not in {_TAIL + plain, json.dumps(_TAIL)[1:-1] + plain}:
             raise FormatRefused("the chat template cuts or changes what messages say")
         if not after.startswith(_TAIL):
             in_json.add(slot)

@@ -1,0 +1,90 @@
+"""Laws of added tokens."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from lib.core.errors import DataError, TokenizerError
+from lib.core.examples import Conversation, Message
+from lib.tokens.chat import ChatEncoder
+from lib.tokens.extend import write_extended
+from lib.tokens.rules import ChatRules
+from lib.tokens.tokenizer import Tokenizer
+from lib.tokens.vocab_plan import VocabPlan, plan_vocabulary
+from tests.lib.tokens.llama3 import llama3_tokenizer
+from tests.tiny import VOCAB_SIZE, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(tiny_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tiny"))
+
+
+def test_rows_are_the_next_multiple_of_64() -> None:
+    """For 1 to 130 added tokens: enough rows, fewer than 64 to spare, never fewer than the model has, ids in order."""
+    for number in range(1, 131):
+        plan = plan_vocabulary(VOCAB_SIZE, semantic=[f"<item_{index}>" for index in range(number)])
+        assert plan.num_rows % 64 == 0 and 0 <= plan.num_rows - plan.vocab_size < 64
+        assert list(plan.ids.values()) == list(range(VOCAB_SIZE, VOCAB_SIZE + number))
+        assert plan_vocabulary(VOCAB_SIZE, semantic=plan.semantic, min_rows=1000).num_rows == 1024
+
+
+@pytest.mark.parametrize("number", [1, 2, 63, 64, 65, 130])
+def test_planned_tokenizer_has_the_planned_ids_wherever_it_is_loaded(tokenizer: Tokenizer, tmp_path: Path, number: int) -> None:
+    """[A6] One id for each added token, ours and AutoTokenizer's alike; text without them is encoded as before; the plan
+    comes back from the folder, and a copy of the folder keeps it."""
+    special, semantic = ["<|member|>"][: number // 64], [f"<item_{index}>" for index in range(number)]
+    plan = plan_vocabulary(tokenizer.vocab_size, special=special, semantic=semantic)
+    found = write_extended(tokenizer, plan, tmp_path / "planned")
+    auto = AutoTokenizer.from_pretrained(tmp_path / "planned")
+    text = "watched " + " then ".join(plan.tokens) + "."
+    assert found.encode(text) == auto(text, add_special_tokens=False)["input_ids"]
+    assert [found.encode(token) for token in plan.tokens] == [[token_id] for token_id in plan.ids.values()]
+    assert found.decode(found.encode(text)) == text
+    assert found.encode("plain <|im_end|> text 42") == tokenizer.encode("plain <|im_end|> text 42")
+    assert VocabPlan.read(tmp_path / "planned") == plan
+    found.save(tmp_path / "copy")
+    assert VocabPlan.read(tmp_path / "copy") == plan
+    assert Tokenizer.load(tmp_path / "copy").digest == found.digest != tokenizer.digest
+
+
+def test_semantic_ids_stand_in_text_and_added_control_tokens_do_not(tmp_path: Path) -> None:
+    """[A7] Rows may hold what was planned for rows; a planned control token in a row is refused like any other. The order of
+    ids holds for a tokenizer whose control tokens come last too."""
+    base = Tokenizer.load(llama3_tokenizer(tmp_path / "llama3"))
+    plan = plan_vocabulary(base.vocab_size, special=["<|member|>"], semantic=["<item_1>", "<item_2>"])
+    encoder = ChatEncoder(write_extended(base, plan, tmp_path / "planned"), ChatRules(template_date="2024-07-26"))
+    row = Conversation("a", (Message("user", "after <item_1>?"), Message("assistant", "<item_2>")), "f:1")
+    encoded = encoder.encode([row])[0]
+    assert [token for token in encoded.token_ids if token >= base.vocab_size] == [plan.ids["<item_1>"], plan.ids["<item_2>"]]
+    trained = [token for token, kept in zip(encoded.token_ids, encoded.loss_mask) if kept]
+    assert trained == [plan.ids["<item_2>"], base.control_tokens["<|eot_id|>"]]
+    with pytest.raises(DataError, match=r"<\|member\|>"):
+        encoder.encode([Conversation("a", (Message("user", "<|member|>"), Message("assistant", "a")), "f:1")])
+
+
+@pytest.mark.parametrize(
+    ("special", "semantic", "reason"),
+    [
+        (["<a>", "<b>"], ["<a>"], "given twice"),
+        ([""], [], "white space"),
+        ([], ["<a> "], "white space"),
+    ],
+)
+def test_plan_that_cannot_be_kept_is_refused(special: list[str], semantic: list[str], reason: str) -> None:
+    with pytest.raises(TokenizerError, match=reason):
+        plan_vocabulary(100, special=special, semantic=semantic)
+
+
+def test_plan_of_another_tokenizer_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A plan for fewer ids, a token that is there, a file that is no plan."""
+    with pytest.raises(TokenizerError, match="the vocabulary plan is for 100"):
+        write_extended(tokenizer, plan_vocabulary(100, semantic=["<x>"]), tmp_path / "a")
+    with pytest.raises(TokenizerError, match="is there already"):
+        write_extended(tokenizer, plan_vocabulary(tokenizer.vocab_size, semantic=["<|im_end|>"]), tmp_path / "b")
+    for content in ("{", json.dumps({"version": 2}), json.dumps({"version": 1, "special": []})):
+        (tmp_path / "vocab_plan.json").write_text(content)
+        with pytest.raises(TokenizerError, match="not a vocabulary plan"):
+            VocabPlan.read(tmp_path)
