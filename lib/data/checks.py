@@ -29,7 +29,7 @@ def check_known(keys: Collection[object], known: Collection[str], what: str, exp
     """Raises RowRefused: a key that is not known; `expected` says which are."""
     unknown = sorted(str(key) for key in keys if key not in known)
     if unknown:
-        raise RowRefused(f"{what} has unknown field {unknown[0]!r}; {expected}".lstrip())
+        raise RowRefused(f"{what} has unknown field {shown(unknown[0])}; {expected}".lstrip())
 
 
 def check_id(row: Mapping[str, Any], source: str) -> str:

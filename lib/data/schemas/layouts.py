@@ -1,6 +1,6 @@
 """The layouts of rows that are known, and which one a source has: found by its columns, never by trying."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -18,6 +18,9 @@ from lib.data.sources_types import RawRow, RowSource
 KINDS = ("conversation", "completion", "preference", "prompt", "events")
 _NUM_TRIED = 100
 """Rows at the start of a source of which the first that fits a layout decides."""
+
+_MAX_LISTED = 20
+"""Columns named in an error."""
 
 
 @dataclass(frozen=True)
@@ -145,23 +148,28 @@ def _rows(source: RowSource) -> Iterator[RawRow]:
 
 
 def _no_layout(row: RawRow, wanted: list[Layout]) -> str:
-    if row.problem is not None:
-        found = row.problem
-    elif isinstance(row.value, Mapping):
-        found = f"has columns {', '.join(sorted(map(str, row.value))) or 'of no name'}, {_why_none(row.value, wanted)}"
-    else:
-        found = f"is of type {type(row.value).__name__}, expected an object"
+    if not isinstance(row.value, Mapping):
+        found = row.problem or f"is of type {type(row.value).__name__}, expected an object"
+        return f"{row.place}: {found}; none of the first {_NUM_TRIED} rows can be read, so there is no layout to be found"
+    columns = _listed(row.value) or "of no name"
     lines = [f"  {known.name} ({known.kind}): {known.columns}" for known in wanted]
-    return "\n".join([f"{row.place}: {found}; rename, remove or ignore columns so that one of these fits:", *lines])
+    remedy = "rename, remove or ignore columns so that one of these fits:"
+    return "\n".join([f"{row.place}: has columns {columns}, {_why_none(row.value, wanted)}; {remedy}", *lines])
 
 
 def _why_none(columns: Mapping[str, Any], wanted: list[Layout]) -> str:
-    names = columns.keys()
     fitting = [known for known in wanted if known.fits(columns)]
     if len(fitting) > 1:
         return f"but not the types of any of {', '.join(known.name for known in fitting)}"
-    near = [known for known in wanted if known.required.keys() <= names - known.ignored]
+    near = [known for known in wanted if known.required.keys() <= columns.keys() - known.ignored]
     if len(near) == 1:
-        beside = sorted(names - near[0].ignored - near[0].known)
-        return f"which are those of {near[0].name!r} and the unknown {', '.join(beside)}"
+        return (
+            f"which are those of {near[0].name!r} and the unknown {_listed(columns.keys() - near[0].ignored - near[0].known)}"
+        )
     return "which fit no layout"
+
+
+def _listed(names: Iterable[object]) -> str:
+    found = sorted(map(str, names))
+    more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+    return ", ".join(name[:60] for name in found[:_MAX_LISTED]) + more

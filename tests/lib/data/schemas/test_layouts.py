@@ -301,7 +301,7 @@ def test_the_first_row_that_fits_decides() -> None:
             {"kind": "events"},
             r"messages, which fit no layout.*\n  events \(events\): member, events \(and id",
         ),
-        ([1], {}, "is of type list, expected an object"),
+        ([1], {}, "is of type list, expected an object; none of the first 100 rows"),
         ({}, {}, "has columns of no name"),
         ({"messages": []}, {"layout": "openai"}, "there is no layout 'openai' for any kind; kinds are conversation"),
         ({"messages": []}, {"kind": "prompt", "layout": "messages"}, "there is no layout 'messages' for prompt"),
