@@ -1,6 +1,7 @@
 """Laws of layouts: each row becomes the example written beside it; one layout fits a source, or none is taken."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -515,3 +516,20 @@ def test_a_row_that_breaks_a_rule_is_refused_with_field_and_reason(layout: str, 
     known = next(known for known in LAYOUTS if known.name == layout)
     with pytest.raises(RowRefused, match=reason):
         known.check(row, P)
+
+
+DOCS = Path(__file__).resolve().parents[4] / "docs" / "data-formats.md"
+
+
+def test_each_row_in_the_documentation_is_of_the_layout_it_stands_under() -> None:
+    """A heading names a layout, the blocks of JSON below it are its rows; every layout has one."""
+    shown: set[str] = set()
+    for section in re.split(r"^### ", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        name = section.split("\n", 1)[0]
+        for block in re.findall(r"```json\n(.*?)\n```", section, flags=re.DOTALL):
+            row = json.loads(block)
+            found = find_layout(Rows(row), ANY)
+            assert found.name == name
+            assert found.check(row, P).source == P
+            shown.add(name)
+    assert shown == {layout.name for layout in LAYOUTS}
