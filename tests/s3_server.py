@@ -11,7 +11,10 @@ from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
 @contextmanager
 def s3_server(bucket: str) -> Iterator[s3fs.S3FileSystem]:
-    """Runs moto's server with one bucket; within the block any S3 client of this process talks to it."""
+    """Runs moto's server with one bucket; within the block any S3 client of this process talks to it.
+
+    moto keeps what it stores for the whole process, so the bucket is removed at the end.
+    """
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -29,6 +32,7 @@ def s3_server(bucket: str) -> Iterator[s3fs.S3FileSystem]:
             store = s3fs.S3FileSystem()
             store.mkdir(bucket)
             yield store
+            store.rm(bucket, recursive=True)
         finally:
             server.stop()
             s3fs.S3FileSystem.clear_instance_cache()
