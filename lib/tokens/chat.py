@@ -199,8 +199,8 @@ class ChatEncoder:
         plan.num_used += 1
         if plan.num_used > _CHECKED_AT_FIRST and plan.num_used % _CHECKED_EVERY:
             return
-        texts = said(chat.messages)
-        if any(map(self.tokenizer.control_text.first, texts)) or any(map(self._format.special, texts)):
+        spelled = any(self.tokenizer.control_text.first(run.text(chat.messages)) for run in plan.program.runs)
+        if spelled or any(map(self._format.special, said(chat.messages))):
             return
         text = text_of(plan.layout, chat.messages)
         reference = self._format.reference(plan.shape, chat.messages)

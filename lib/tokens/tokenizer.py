@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Tokenizer:
     """
 
     folder: Path
-    template: str | None
+    template: str | None = field(repr=False)
     """The Jinja chat template; None where the folder has none."""
     special_tokens: dict[str, str]
     """Variables that the template may use, such as bos_token."""
@@ -66,7 +66,7 @@ class Tokenizer:
     """AutoTokenizer's pipeline, without truncation and padding, and with untrimmed character offsets."""
     text_backend: tokenizers.Tokenizer
     """The same, but blind to control tokens: a text that spells one becomes plain text."""
-    control_tokens: dict[str, int]
+    control_tokens: dict[str, int] = field(repr=False)
     """Text -> id of the added tokens that are instructions to the model, flagged special or not."""
     prefix_ids: tuple[int, ...]
     """What the pipeline puts before a text of its own accord, such as a begin token; chat templates write their own."""
