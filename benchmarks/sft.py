@@ -25,8 +25,9 @@ from lib.cluster.local import LocalGroup
 from lib.config.recipes import SftJob
 from lib.core.artifact import read_manifest, stage_artifact
 from lib.core.errors import UserError
-from lib.core.examples import IGNORE_INDEX
-from lib.data.rows import ConversationTable, ingest_dataset
+from lib.core.examples import IGNORE_INDEX, Conversation
+from lib.data.rows import ingest_dataset
+from lib.data.table import ExampleTable
 from lib.models.admit import admit_model
 from lib.models.verify import build_logit_report, read_logit_report, write_logit_report
 from lib.recipes.sft import run_sft
@@ -102,7 +103,7 @@ def run_loop(root: str, sample_ids: list[list[str]], job_values: dict[str, Any],
         weight_decay=0.0,
         fused=True,
     )
-    table = ConversationTable.open(Path(root, "data"))
+    table = ExampleTable.open(Path(root, "data"), Conversation)
     rows = {conversation.sample_id: conversation for conversation in (table[index] for index in range(len(table)))}
     encoder = ChatEncoder(Tokenizer.load(Path(root, "model")))
     losses, seconds = [], []

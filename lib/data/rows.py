@@ -16,7 +16,6 @@ from lib.data.checks import RowRefused
 from lib.data.schemas.arrow import SCHEMAS, Record, num_characters, to_record
 from lib.data.schemas.layouts import Layout, find_layout
 from lib.data.sources import RowSource, open_source
-from lib.data.table import ConversationTable as ConversationTable
 
 MAX_SHOWN = 20
 """Bad rows listed in an error; all are counted."""

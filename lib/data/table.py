@@ -90,15 +90,6 @@ class ExampleTable(Generic[Row]):
         return cast(Row, from_record(self.kind, record))
 
 
-class ConversationTable(ExampleTable[Conversation]):
-    """A data set of conversations."""
-
-    @staticmethod
-    def open(folder: Path, row_type: type[Any] = Conversation) -> "ExampleTable[Any]":
-        """See `ExampleTable.open`."""
-        return ExampleTable.open(folder, row_type)
-
-
 def _holds_plain_messages(batch: pa.RecordBatch) -> bool:
     """Whether all messages are a role and a content, and no tools are offered, so that other columns needn't be read."""
     messages = batch.column("messages").values

@@ -20,9 +20,9 @@ from lib.data.batch import collate
 from lib.data.examples import mixture_digest, open_mixture
 from lib.data.feed import ChatFeed
 from lib.data.prefetch import Prefetcher
-from lib.data.rows import ConversationTable
 from lib.data.stats import packing_report
 from lib.data.stream import StepRows, merge_states
+from lib.data.table import ExampleTable
 from lib.models.decoder import Decoder
 from lib.models.hf_export import write_hf_folder
 from lib.models.hf_io import read_spec
@@ -73,7 +73,7 @@ class SftWorker(Worker):
         module = _sharded_module(job, model_dir, device, fresh=first_step == 1)
         optimizer = build_optimizer(module, config.optim)
         encoder = ChatEncoder.of(Tokenizer.load(model_dir), config.data)
-        table = ConversationTable.open(Path(place["data_dir"]))
+        table = ExampleTable.open(Path(place["data_dir"]), Conversation)
         chats = ChatFeed(config.data, place["data_dir"], str(model_dir), job.sequence_length, config.train.rows_per_step)
         feed = Prefetcher(
             chats.producers(encoder, rank=info.rank, num_ranks=info.num_ranks),

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.artifact import stage_artifact
-from lib.data.rows import ConversationTable, ingest_dataset
+from lib.core.examples import Conversation
+from lib.data.rows import ingest_dataset
+from lib.data.table import ExampleTable
 
 
 def row(number: int, answer: str) -> dict[str, Any]:
@@ -28,5 +30,5 @@ def ingested(source: Path, target: Path) -> Path:
     return target
 
 
-def table(folder: Path, rows: Sequence[object]) -> ConversationTable:
-    return ConversationTable.open(ingested(write_jsonl(folder / "rows.jsonl", rows), folder / "dataset"))
+def table(folder: Path, rows: Sequence[object]) -> ExampleTable[Conversation]:
+    return ExampleTable.open(ingested(write_jsonl(folder / "rows.jsonl", rows), folder / "dataset"), Conversation)

@@ -15,8 +15,9 @@ from lib.core.artifact import Staged, read_manifest
 from lib.core.errors import ArtifactCorruptError, DataError
 from lib.core.examples import Conversation, Message
 from lib.data.checks import RowRefused
-from lib.data.rows import ConversationTable, ingest_dataset
+from lib.data.rows import ingest_dataset
 from lib.data.schemas.layouts import LAYOUTS
+from lib.data.table import ExampleTable
 from tests.lib.data.datasets import ingested, row, table, write_jsonl
 
 U = {"role": "user", "content": "q"}
@@ -201,7 +202,7 @@ def test_rows_come_through_unchanged(
     write_jsonl(folder / "rows.jsonl", rows)
     pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
     for name in ("rows.jsonl", "rows.parquet"):
-        found = ConversationTable.open(ingested(folder / name, folder / f"dataset-{name}"))
+        found = ExampleTable.open(ingested(folder / name, folder / f"dataset-{name}"), Conversation)
         assert found.rows(range(len(found))) == [
             Conversation(
                 sample_id=value.get("id", f"{name}:{number}"),
@@ -242,7 +243,7 @@ def test_folder_is_read_in_order_of_names_and_counted(tmp_path: Path) -> None:
     counts = staged.counts
     assert (counts["files"], counts["rows_seen"], counts["rows_kept"]) == (2, 3, 3)
     assert (counts["messages"], counts["assistant_messages"], counts["rows_with_answer"]) == (6, 3, 1)
-    found = ConversationTable.open(ingested(tmp_path / "in", tmp_path / "dataset"))
+    found = ExampleTable.open(ingested(tmp_path / "in", tmp_path / "dataset"), Conversation)
     assert [(item.sample_id, item.source) for item in found.rows(range(3))] == [
         *[("r0", "a/z.jsonl:1"), ("r1", "a/z.jsonl:2"), ("r2", "b.jsonl:1")]
     ]
@@ -263,7 +264,7 @@ def test_altered_or_foreign_artifact_is_refused(tmp_path: Path) -> None:
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + b"x")
     with pytest.raises(ArtifactCorruptError, match="sha256"):
-        ConversationTable.open(folder)
+        ExampleTable.open(folder, Conversation)
 
 
 def test_table_reads_any_row_by_number(tmp_path: Path) -> None:

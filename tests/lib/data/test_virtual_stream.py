@@ -14,8 +14,8 @@ from lib.core.examples import Conversation, Message
 from lib.data.batch import Document
 from lib.data.examples import TableExamples
 from lib.data.mixture import OWN_DATA, Mixture
-from lib.data.rows import ConversationTable
 from lib.data.stream import Encoding, PackedStream
+from lib.data.table import ExampleTable
 from lib.data.virtual_stream import VirtualStream
 from lib.tokens.chat import ChatEncoder
 from tests.lib.data.datasets import row, table
@@ -88,7 +88,7 @@ def test_padded_rows_hold_one_document_in_the_order_read() -> None:
     assert stream.counts["padding"] == 2 * (5 + 3 + 1)
 
 
-def _around(folder: Path, encoder: ChatEncoder) -> ConversationTable:
+def _around(folder: Path, encoder: ChatEncoder) -> ExampleTable[Conversation]:
     """Rows of LENGTH - 2 ... LENGTH + 2 and of 10 LENGTH tokens, and one whose answer only starts beyond LENGTH.
 
     A digit is a token; an answer of n digits makes a row of base + n tokens."""
@@ -100,7 +100,7 @@ def _around(folder: Path, encoder: ChatEncoder) -> ConversationTable:
     return table(folder, [*values, late])
 
 
-def _packed(rows: ConversationTable, encoder: ChatEncoder, policy: str) -> PackedStream:
+def _packed(rows: ExampleTable[Conversation], encoder: ChatEncoder, policy: str) -> PackedStream:
     config = DataConfig.parse({"num_streams": 1, "open_packs": 1, "long_rows": policy}, where="test")
     sources = {OWN_DATA: TableExamples(rows)}
     return PackedStream(sources, Encoding.of_chat(encoder), config, sequence_length=LENGTH, rows_per_step=1)

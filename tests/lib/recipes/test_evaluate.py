@@ -11,7 +11,9 @@ from lib.cluster.ray_backend import RayGroup
 from lib.config.evaluation import EvalConfig
 from lib.core.artifact import stage_artifact
 from lib.core.errors import DataError
-from lib.data.rows import ConversationTable, ingest_dataset
+from lib.core.examples import Conversation
+from lib.data.rows import ingest_dataset
+from lib.data.table import ExampleTable
 from lib.evals.loss import row_losses
 from lib.models.admit import admit_model
 from lib.models.decoder import Decoder
@@ -77,7 +79,7 @@ def test_rows_stay_aligned_through_engines_and_loss(model: Path, ingest: Ingest)
     tokenizer = Tokenizer.load(model)
     decoder = Decoder(read_spec(model)[1])
     load_full(decoder, model)
-    encoded = ChatEncoder(tokenizer).encode(ConversationTable.open(data).rows(range(18)))
+    encoded = ChatEncoder(tokenizer).encode(ExampleTable.open(data, Conversation).rows(range(18)))
     alone = row_losses(decoder, encoded, tokens_per_pack=1, pad_id=0)
     assert report.num_loss_tokens == sum(count for _, count in alone)
     assert report.loss == pytest.approx(sum(loss for loss, _ in alone) / report.num_loss_tokens, rel=1e-6)
