@@ -1,14 +1,28 @@
-"""Laws tried at a size that the suite has no time for: `python -m tests.campaigns packing [--lists 1000000]`."""
+"""Laws tried at a size that the suite has no time for.
+
+`python -m tests.campaigns packing [--lists 1000000]`: random length lists through the packer.
+`python -m tests.campaigns memory [--rows 5000000]`: short rows streamed from a file, with one of 50 MB among them.
+"""
 
 import argparse
+import json
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 
+from lib.config.data import DataConfig
+from lib.core.examples import Completion
+from lib.data.document import Document
+from lib.data.examples import open_examples
+from lib.data.mixture import OWN_DATA
 from lib.data.packing import BestFitPacker, OpenPack
+from lib.data.stream import Encoding, PackedStream
 
 
 class PackingCase(NamedTuple):
@@ -61,13 +75,69 @@ def packing(num_lists: int) -> None:
     print(f"packing: {num_lists:,} random lists, no token lost, doubled or split, no pack over its capacity or kept too long")
 
 
+LONG_ROW_CHARACTERS = 50_000_000
+GROWTH_LIMIT = 0.05
+
+
+def write_short_rows(path: Path, num_rows: int) -> None:
+    """Completions of some ten characters; the one in the middle has LONG_ROW_CHARACTERS."""
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_rows):
+            text = "x" * LONG_ROW_CHARACTERS if number == num_rows // 2 else f"answer {number}"
+            file.write(json.dumps({"id": f"r{number}", "prompt": f"row {number}", "completion": text}) + "\n")
+
+
+def encode_bytes(rows: Sequence[Any]) -> list[Document]:
+    """A token a byte; all are trained."""
+    documents = []
+    for row in rows:
+        assert isinstance(row, Completion)
+        token_ids = np.frombuffer((row.prompt + row.completion).encode(), np.uint8).astype(np.int32)
+        documents.append(Document(row.sample_id, token_ids, np.ones(len(token_ids), np.bool_)))
+    return documents
+
+
+def stream_short_rows(path: Path, num_rows: int) -> tuple[int, int, int]:
+    """(resident bytes after a tenth of the rows, at the end, rows dropped) of one pass over the rows."""
+    source = open_examples(path, Completion, kind="completion")
+    config = DataConfig(num_streams=4, long_rows="drop", shuffle_rows=256)
+    encoding = Encoding(encode_bytes, {"tokenizer": "bytes"})
+    stream = PackedStream({OWN_DATA: source}, encoding, config, sequence_length=1024, rows_per_step=16)
+    process, warm, shown, visited = psutil.Process(), 0, 0, 0
+    while visited < num_rows:
+        stream.next_step()
+        counts = [state["counts"] for state in stream.state()["streams"].values()]
+        visited = sum(count["visited"] for count in counts)
+        if not warm and visited >= num_rows // 10:
+            warm = process.memory_info().rss
+        if visited - shown >= num_rows // 10:
+            shown = visited
+            print(f"{visited:,} rows, {process.memory_info().rss >> 20} MiB", file=sys.stderr, flush=True)
+    return warm, process.memory_info().rss, sum(count["dropped"] for count in counts)
+
+
+def memory(num_rows: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="postflyte-memory-") as name:
+        path = Path(name) / "rows.jsonl"
+        write_short_rows(path, num_rows)
+        warm, last, num_dropped = stream_short_rows(path, num_rows)
+    growth = last / warm - 1
+    print(f"memory: {num_rows:,} rows, {warm >> 20} MiB after a tenth of them, {last >> 20} MiB at the end ({growth:+.1%}); "
+          f"{num_dropped} row of {LONG_ROW_CHARACTERS:,} characters dropped on the way")  # fmt: skip
+    assert growth < GROWTH_LIMIT, f"grown by {growth:.1%}"
+    assert num_dropped >= 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns")
     commands = parser.add_subparsers(dest="name", required=True)
     commands.add_parser("packing").add_argument("--lists", type=int, default=1_000_000)
+    commands.add_parser("memory").add_argument("--rows", type=int, default=5_000_000)
     options = parser.parse_args()
     if options.name == "packing":
         packing(options.lists)
+    else:
+        memory(options.rows)
 
 
 if __name__ == "__main__":

@@ -2,59 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 
 from lib.core.errors import DataError
 from lib.core.examples import IGNORE_INDEX as IGNORE_INDEX
-from lib.core.examples import Encoded
-
-
-@dataclass(frozen=True, eq=False)
-class Document:
-    """One tokenised sample."""
-
-    sample_id: str
-    token_ids: np.ndarray
-    """[T] int32"""
-    loss_mask: np.ndarray
-    """[T] bool, True on trained tokens."""
-    weights: np.ndarray | None = None
-    """[T] float32 factor on the loss of a trained token; 0 off the mask. None: all 1."""
-
-    @staticmethod
-    def of(encoded: Encoded) -> "Document":
-        weights = None if encoded.weights is None else np.array(encoded.weights, np.float32)
-        return Document(
-            encoded.sample_id, np.array(encoded.token_ids, np.int32), np.array(encoded.loss_mask, np.bool_), weights
-        )
-
-    @cached_property
-    def num_targets(self) -> int:
-        """Trained tokens that some position predicts: all but the first token, which no token comes before."""
-        return int(np.count_nonzero(self.loss_mask[1:]))
-
-    def part(self, start: int, stop: int) -> "Document":
-        """Tokens `start` to `stop` as a document of their own; its first token, like any first one, is not a target."""
-        weights = None if self.weights is None else self.weights[start:stop]
-        return Document(self.sample_id, self.token_ids[start:stop], self.loss_mask[start:stop], weights)
-
-
-@dataclass(frozen=True)
-class PackedRow:
-    """Documents that share one row of a batch, in order."""
-
-    documents: tuple[Document, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(document.token_ids) for document in self.documents)
-
-    @property
-    def sample_ids(self) -> tuple[str, ...]:
-        return tuple(document.sample_id for document in self.documents)
+from lib.data.document import Document as Document
+from lib.data.document import PackedRow as PackedRow
 
 
 @dataclass(frozen=True, eq=False)

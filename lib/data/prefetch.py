@@ -30,6 +30,10 @@ class RowProducer(Protocol):
         """Go on where a position was taken, given as JSON values."""
         ...
 
+    def stop(self) -> None:
+        """Have a `next_step` that another thread is in end soon, if it would wait."""
+        ...
+
 
 class Prefetcher(Generic[Prepared]):
     """Gives out what `prepare` makes of each step's rows, in order, at most `depth` steps ahead.
@@ -98,6 +102,8 @@ class Prefetcher(Generic[Prepared]):
             workers.append(self._whole)
         for worker in workers:
             worker.stop()
+        for producer in self._producers:
+            producer.stop()
         for worker in workers:
             worker.join()
 

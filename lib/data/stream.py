@@ -8,15 +8,17 @@ streams, and every rank has the same number of rows of the same shape in every s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib.config.data import DataConfig
 from lib.core.errors import ConfigError
-from lib.data.batch import Document, PackedRow
+from lib.data.document import Document, PackedRow
 from lib.data.mixture import Mixture
 from lib.data.shuffle import ExampleSource
 from lib.data.virtual_stream import Encode, Position, VirtualStream
-from lib.tokens.chat import ChatEncoder
+
+if TYPE_CHECKING:  # so that a data process of other examples needs no tokenizer library
+    from lib.tokens.chat import ChatEncoder
 
 STATE_VERSION = 2
 _NOT_DECISIVE = {"workers", "worker_kind", "prefetch_batches"}
@@ -32,7 +34,7 @@ class Encoding:
     """Name -> value of whatever else decides the tokens and masks; part of a saved position."""
 
     @staticmethod
-    def of_chat(encoder: ChatEncoder) -> "Encoding":
+    def of_chat(encoder: "ChatEncoder") -> "Encoding":
         def encode(examples: Sequence[Any]) -> list[Document]:
             return [Document.of(encoded) for encoded in encoder.encode(examples)]
 
@@ -151,6 +153,9 @@ class PackedStream:
         """The position as JSON values."""
         return self.position().to_json()
 
+    def stop(self) -> None:
+        """Nothing to do: a stream waits for nobody but its sources, and they have deadlines of their own."""
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken: one share's state, or on any number of ranks and workers the merged state of all.
 
@@ -181,30 +186,6 @@ def _decisive(config: DataConfig) -> dict[str, Any]:
     for source in values["mixture"]:
         del source["location"]
     return values
-
-
-def worker_streams(
-    sources: Mapping[str, ExampleSource],
-    encoding: Encoding,
-    config: DataConfig,
-    *,
-    sequence_length: int,
-    rows_per_step: int,
-    share: Share,
-) -> list[PackedStream]:
-    """A rank's rows as the streams of its background workers: one where there are none, each of them else."""
-    num_workers = max(1, config.workers)
-    return [
-        PackedStream(
-            sources,
-            encoding,
-            config,
-            sequence_length=sequence_length,
-            rows_per_step=rows_per_step,
-            share=Share(share.rank, share.num_ranks, worker, num_workers),
-        )
-        for worker in range(num_workers)
-    ]
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from lib.core.artifact import Staged, verify
 from lib.core.errors import DataError
-from lib.data.batch import Document
+from lib.data.document import Document
 from lib.data.shuffle import ExampleSource, SourceRow
 from lib.data.stream import Encoding
 

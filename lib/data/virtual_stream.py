@@ -3,13 +3,13 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from lib.config.data import DataConfig
 from lib.core.errors import DataError
-from lib.data.batch import Document, PackedRow
+from lib.data.document import Document, PackedRow
 from lib.data.mixture import Mixer, Mixture
 from lib.data.packing import BestFitPacker, OpenPack, Pack, longest_first
 
@@ -25,17 +25,12 @@ Encode = Callable[[Sequence[Any]], Sequence[Document]]
 """Examples to documents, one for each, in order; the same ones whatever else is in the call."""
 
 
-class Place(NamedTuple):
-    """A reference to a document: all that the state keeps of it."""
-
-    source: int
-    split: int
-    row: int
-    part: int
-    """Number of the piece of a row that was split; 0 for a whole row."""
+Place = tuple[int, int, int, int]
+"""A reference to a document, all that the state keeps of it: source, split, row, and the piece of a row that was split, 0
+for a whole row. A plain tuple of numbers, which the garbage collector doesn't look at."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Item:
     """A document on its way: where it is from, and its tokens where they are at hand."""
 
@@ -155,7 +150,7 @@ class VirtualStream:
         items: list[Item] = []
         for (source, split, row), example, document in zip(rows, examples, self.encode(examples), strict=True):
             for part, piece in enumerate(self._admit(document, getattr(example, "source", ""))):
-                items.append(Item(Place(source, split, row.row, part), piece))
+                items.append(Item((source, split, row.row, part), piece))
         return items
 
     def _pack(self, items: list[Item]) -> None:
@@ -210,7 +205,7 @@ class VirtualStream:
         for item in items:
             document = documents[item.place[:3]]
             if len(document.token_ids) > self.sequence_length:
-                document = [piece for piece in self._pieces(document) if piece.num_targets][item.place.part]
+                document = [piece for piece in self._pieces(document) if piece.num_targets][item.place[3]]
             item.document = document
         self._is_restored = False
 
@@ -219,7 +214,7 @@ class VirtualStream:
         for item in items:
             assert item.document is not None
             length, num_targets = len(item.document.token_ids), item.document.num_targets
-            share = self._shares[item.place.source]
+            share = self._shares[item.place[0]]
             share[0] += 1
             share[1] += length
             share[2] += num_targets
@@ -242,4 +237,4 @@ def _places(items: Sequence[Item]) -> list[list[int]]:
 
 
 def _items(places: Sequence[Sequence[int]]) -> list[Item]:
-    return [Item(Place(*place), None) for place in places]
+    return [Item((place[0], place[1], place[2], place[3]), None) for place in places]

@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from lib.data.batch import Document
+from lib.data.document import Document
 from lib.data.shuffle import SourceRow
 from lib.data.stream import Encoding
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lib.cluster.local import LocalGroup
 from lib.core.artifact import link_or_copy, read_manifest, stage_artifact, verify
-from lib.core.errors import ConfigError, InfraError, ModelError, NonFiniteLossError, RunInUseError
+from lib.core.errors import ConfigError, DataError, InfraError, ModelError, NonFiniteLossError, RunInUseError
 from lib.core.manifest import Manifest
 from lib.recipes.sft import run_identity
 from lib.train.lock import run_lock
@@ -184,3 +184,22 @@ def test_micro_batches_of_any_size_train_the_same(uninterrupted: tuple[Path, Man
     train(inputs, job(train={"rows_per_micro_batch": 2}), tmp_path)
     for one, two in zip(metrics(uninterrupted[0] / "checkpoint"), metrics(tmp_path / "checkpoint"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
+
+
+def test_background_workers_change_no_step(uninterrupted: tuple[Path, Manifest], inputs: Inputs, tmp_path: Path) -> None:
+    """Two data processes, and none at all: the metrics of every step, samples too, are those of one thread."""
+    for name, change in {"processes": {"workers": 2, "worker_kind": "process"}, "none": {"workers": 0}}.items():
+        train(inputs, job(data=change), tmp_path, run=f"run-{name}", name=name)
+        assert metrics(tmp_path / name) == metrics(uninterrupted[0] / "checkpoint")
+
+
+def test_a_mixture_is_trained_and_its_shares_are_reported(inputs: Inputs, tmp_path: Path) -> None:
+    """The run's own data set and the files it was made from, 1 : 3; what the second lacks is found before training."""
+    mixture = [{"name": "own"}, {"name": "files", "weight": 3.0, "location": str(inputs.data.parent / "rows.jsonl")}]
+    train(inputs, job(data={"mixture": mixture}), tmp_path)
+    packing = json.loads((tmp_path / "checkpoint" / "train_report.json").read_text())["packing"]
+    shares = {name: source["share_of_documents"] for name, source in packing["sources"].items()}
+    assert sum(shares.values()) == pytest.approx(1.0) and 0.5 < shares["files"] < 0.95
+    gone = [{"name": "own"}, {"name": "files", "location": str(tmp_path / "gone.jsonl")}]
+    with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
+        train(inputs, job(data={"mixture": gone}), tmp_path, run="other", name="other")

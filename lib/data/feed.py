@@ -1,0 +1,58 @@
+"""The packed rows of conversations that a rank trains on, from whatever workers the configuration asks for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.config.data import DataConfig
+from lib.core.examples import Conversation
+from lib.core.manifest import Json
+from lib.data.examples import open_mixture
+from lib.data.prefetch import RowProducer
+from lib.data.produce import ProcessProducer
+from lib.data.stream import Encoding, PackedStream, Share
+from lib.tokens.chat import ChatEncoder
+from lib.tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ChatFeed:
+    """Where the conversations are, and how they become rows."""
+
+    config: DataConfig
+    own_data: str
+    """The run's own data: path of a data set, or address of rows."""
+    model_dir: str
+    """Holds the tokenizer."""
+    sequence_length: int
+    rows_per_step: int
+    """Over all ranks."""
+
+    def producers(self, encoder: ChatEncoder, *, rank: int, num_ranks: int) -> Sequence[RowProducer]:
+        """One for each background worker of a rank; a single one where there are none.
+
+        Args:
+            encoder: of `model_dir` and `config`; processes make their own.
+        Raises:
+            ConfigError, DataError: see PackedStream, `open_mixture`.
+        """
+        num_workers = max(1, self.config.workers)
+        shares = [Share(rank, num_ranks, worker, num_workers) for worker in range(num_workers)]
+        if self.config.workers and self.config.worker_kind == "process":
+            arguments = {**vars(self), "config": self.config.model_dump(mode="json")}
+            return [ProcessProducer(open_chat_stream, arguments, share) for share in shares]
+        return self.streams(encoder, shares)
+
+    def streams(self, encoder: ChatEncoder, shares: Sequence[Share]) -> list[PackedStream]:
+        """The streams of some shares, in this process."""
+        sources = open_mixture(self.config, self.own_data, Conversation, kind="conversation")
+        encoding = Encoding.of_chat(encoder)
+        sizes = {"sequence_length": self.sequence_length, "rows_per_step": self.rows_per_step}
+        return [PackedStream(sources, encoding, self.config, **sizes, share=share) for share in shares]
+
+
+def open_chat_stream(arguments: Json, share: Share) -> PackedStream:
+    """The stream of a share, in a process of its own; `arguments` are a ChatFeed as plain values."""
+    feed = ChatFeed(**{**arguments, "config": DataConfig.parse(arguments["config"], where="data")})
+    encoder = ChatEncoder.of(Tokenizer.load(Path(feed.model_dir)), feed.config)
+    return feed.streams(encoder, [share])[0]
