@@ -1,4 +1,4 @@
-# make quickstart | test | check | ui | package | faults | bench | test-numerics | masks | parity | clean
+# make quickstart | test | check | ui | package | faults | bench | test-numerics | verify-model | masks | parity | clean
 SHELL := /bin/bash
 PYTHON ?= python3.11
 LOCK ?= requirements/cpu.txt
@@ -9,12 +9,14 @@ ASSETS := .quickstart/stamp
 TOKENIZERS := .quickstart/tokenizers/stamp
 ASSET_SOURCES := tasks/assets.py lib/core/assets.py lib/data/chain_sum.py lib/models/gguf_import.py lib/models/import_check.py
 N ?= 10
+FAMILY ?= all
+MODEL ?=
 PORT ?= 5000
 WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart test check ui package faults bench test-numerics tokenizers masks parity clean
+.PHONY: help setup assets quickstart test check ui package faults bench test-numerics verify-model tokenizers masks parity clean
 export PYTHONUNBUFFERED := 1
 
 help: ## this list
@@ -56,6 +58,9 @@ test-numerics: setup assets ## losses and gradients, to the last digit
 
 faults: setup ## kill the train task N times at random moments; every run must end in the same bits
 	$(BIN)/python -m tests.faults --trials $(N)
+
+verify-model: setup ## compare model families with transformers (FAMILY=all or a name), or one folder (MODEL=<Hugging Face folder>)
+	@$(BIN)/python -W ignore -m $(if $(MODEL),tasks.verify_model $(MODEL),tests.gate --family $(FAMILY))
 
 bench: setup assets ## all benchmarks, against their peers
 	@for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lib.core.errors import ModelError
-from lib.models import gemma3, gpt_oss, llama, qwen3, qwen3_moe
+from lib.models import gemma3, gpt_oss, llama, olmo2, qwen2, qwen3, qwen3_moe
 from lib.models.hf_config import SHARED_FIXED_KEYS, SHARED_KEYS
 from lib.models.spec import DecoderSpec
 from lib.models.weights import WeightMap, WeightTable
@@ -70,7 +70,7 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (Family.of(module) for module in (llama, qwen3, qwen3_moe, gemma3, gpt_oss))
+    family.name: family for family in (Family.of(module) for module in (llama, qwen2, qwen3, qwen3_moe, gemma3, gpt_oss, olmo2))
 }
 
 

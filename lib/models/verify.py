@@ -10,13 +10,14 @@ from typing import Self
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lib.config.base import Frozen
 from lib.core.artifact import Staged
 from lib.core.errors import ArtifactCorruptError, ConfigError
 from lib.models.decoder import Decoder
-from lib.models.hf_io import load_full, read_json, read_spec
+from lib.models.divergence import first_divergence
+from lib.models.hf_io import CheckpointReader, load_full, read_json, read_spec
 from lib.models.layers.documents import PADDING, DocumentLayout
 from lib.models.verify_configs import MemoryCheckpoint, RandomCase, checkpoint_names, describe, random_case, random_model
 from lib.tokens.tokenizer import Tokenizer
@@ -30,6 +31,8 @@ GRAD_LIMIT = 1e-5
 greater."""
 SMALL_GRADIENT = 0.05
 """Of the model's greatest |gradient|. What should be exactly zero, as for queries that see one key only, may be rounding."""
+OWN_DTYPE_LIMIT = 2.0
+"""How much worse than transformers' may our rounding be in the dtype of the checkpoint."""
 
 PROBE_TEXTS = (
     "The sum of 12 and 30 is 42. Ein Satz mit Umlauten: äöü.",
@@ -55,6 +58,11 @@ class CaseResult(Frozen):
     """Greatest relative difference of a gradient; None where no gradients were compared."""
     leaked: int
     """Logits that changed, in any bit, when all tokens of another document were changed; must be 0."""
+    own_dtype_error: float = 0.0
+    """Ours in the checkpoint's own dtype against the reference in float32, in units of what the reference in that dtype is
+    off by; 0 where the dtype is float32 or was not compared."""
+    first_difference: str = ""
+    """The module and tensor in which ours and the reference part; empty where nothing is over its limit."""
 
     def problems(self) -> list[str]:
         found = []
@@ -63,9 +71,11 @@ class CaseResult(Frozen):
             ("packing changes logits", self.packed_diff, self.logit_limit),
             ("gradients differ", self.grad_diff or 0.0, GRAD_LIMIT),
             ("documents see each other in", float(self.leaked), 0.0),
+            ("rounding in its own dtype, against transformers'", self.own_dtype_error, OWN_DTYPE_LIMIT),
         ):
             if not value <= bound:  # also true for NaN
-                found.append(f"{self.model}: {name} {value:.3g} > {bound:.3g}")
+                where = f"; {self.first_difference}" if self.first_difference else ""
+                found.append(f"{self.model}: {name} {value:.3g} > {bound:.3g}{where}")
         return found
 
 
@@ -167,16 +177,21 @@ def compare_random(case: RandomCase, seed: int) -> CaseResult:
     gradients = {name: _gradient(parameter) for name, parameter in reference.named_parameters()}
     weights, expected_gradients = case.family.weight_map(case.spec), MemoryCheckpoint(checkpoint_names(reference, gradients))
     small = SMALL_GRADIENT * greatest([float(gradient.abs().max()) for gradient in gradients.values()])
-    grad_diff = greatest(
-        [_relative(ours.grad, weights.read(expected_gradients, name), small) for name, ours in decoder.named_parameters()]
-    )
-    return _result(describe(case), decoder, documents, expected, packed, grad_diff=grad_diff)
+    grad_diffs = {
+        name: _relative(ours.grad, weights.read(expected_gradients, name), small) for name, ours in decoder.named_parameters()
+    }
+    result = _result(describe(case), decoder, documents, expected, packed, grad_diff=greatest(list(grad_diffs.values())))
+    if not result.problems():
+        return result
+    where = first_divergence(case.family.weight_names, reference, decoder, documents[2])
+    where += f"; of the gradients that of {max(grad_diffs, key=lambda name: grad_diffs[name])} differs most"
+    return result.model_copy(update={"first_difference": where})
 
 
 @torch.no_grad()
 def compare_checkpoint(folder: Path, seed: int) -> CaseResult:
     """Compare a folder's own weights, on random ids and on text."""
-    _, spec = read_spec(folder)
+    family, spec = read_spec(folder)
     tokenizer = Tokenizer.load(folder)
     generator = torch.Generator().manual_seed(seed)
     texts = [torch.tensor(tokenizer.encode(text)) for text in PROBE_TEXTS]
@@ -185,12 +200,35 @@ def compare_checkpoint(folder: Path, seed: int) -> CaseResult:
         folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
     ).eval()
     expected = [reference(ids[None], use_cache=False).logits[0] for ids in documents]
-    del reference
     with torch.device("meta"):
         decoder = Decoder(spec)
     load_full(decoder, folder)
     name = str(read_json(folder / "config.json").get("_name_or_path") or "the checkpoint")
-    return _result(name, decoder, documents, expected, _packed_logits(decoder, documents), grad_diff=None)
+    result = _result(name, decoder, documents, expected, _packed_logits(decoder, documents), grad_diff=None)
+    if result.problems():
+        where = first_divergence(family.weight_names, reference, decoder, documents[0])
+        return result.model_copy(update={"first_difference": where})
+    return result.model_copy(update={"own_dtype_error": _own_dtype_error(folder, reference, documents, expected)})
+
+
+def _own_dtype_error(
+    folder: Path, reference: PreTrainedModel, documents: list[torch.Tensor], expected: list[torch.Tensor]
+) -> float:
+    """Error of ours over error of the reference, both medians: a token whose experts flip says nothing of rounding."""
+    family, spec = read_spec(folder)
+    dtype = CheckpointReader(folder).dtype(family.weight_map(spec).entries["embed.weight"].names[0])
+    if dtype == torch.float32:
+        return 0.0
+    with torch.device("meta"):
+        decoder = Decoder(spec)
+    load_full(decoder, folder, dtype)
+    reference = reference.to(dtype)
+    theirs = [reference(ids[None], use_cache=False).logits[0] for ids in documents]
+    return _error(_packed_logits(decoder, documents), expected) / max(_error(theirs, expected), 1e-30)
+
+
+def _error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    return float(torch.cat([(a.float() - b).flatten() for a, b in zip(found, expected)]).abs().median())
 
 
 @torch.no_grad()

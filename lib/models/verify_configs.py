@@ -14,7 +14,11 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
@@ -60,6 +64,15 @@ class MemoryCheckpoint:
 
 def _llama(rng: random.Random, index: int) -> Numbers:
     return {"attention_bias": index // 2 % 2 == 0, "mlp_bias": index // 4 % 2 == 0, "rope_parameters": _rope(rng, index)}
+
+
+def _qwen2(rng: random.Random, index: int) -> Numbers:
+    return {key: value for key, value in _qwen3(rng, index).items() if key != "attention_bias"}
+
+
+def _olmo2(rng: random.Random, index: int) -> Numbers:
+    head_dim = rng.choice([8, 12, 32])
+    return {"attention_bias": index // 2 % 2 == 0, "head_dim": head_dim, "rope_parameters": _rope(rng, index)}
 
 
 def _qwen3(rng: random.Random, index: int) -> Numbers:
@@ -137,6 +150,8 @@ class Draw:
 
 DRAWS: dict[str, Draw] = {
     "llama": Draw(LlamaConfig, LlamaForCausalLM, _llama),
+    "olmo2": Draw(Olmo2Config, Olmo2ForCausalLM, _olmo2),
+    "qwen2": Draw(Qwen2Config, Qwen2ForCausalLM, _qwen2),
     "qwen3": Draw(Qwen3Config, Qwen3ForCausalLM, _qwen3),
     "qwen3_moe": Draw(Qwen3MoeConfig, Qwen3MoeForCausalLM, _qwen3_moe),
     "gemma3_text": Draw(Gemma3TextConfig, Gemma3ForCausalLM, _gemma3),

@@ -81,6 +81,16 @@ MUTANTS: dict[str, Mutant] = {
         f"q_BTNH, k_BTKH = {_QK}",
         f"(q_BTNH, k_BTKH), tables = ({_TURNED_BEFORE}), (torch.ones_like(tables[0]), torch.zeros_like(tables[1]))",
     ),
+    "qk norm: of each head instead of all": (
+        "olmo2",
+        "layers.attention",
+        "q, k = self.q_norm(q), self.k_norm(k)",
+        "q, k = (torch.nn.functional.rms_norm(x.unflatten(-1, heads), heads[1:], None, norm.eps).flatten(-2) * norm.weight "
+        "for x, norm in ((q, self.q_norm), (k, self.k_norm)))",
+    ),
+    "norm: before instead of after": ("olmo2", "olmo2", 'norm_order="post"', 'norm_order="pre"'),
+    "norm: residual from after it": ("olmo2", "decoder", "return x_BTD + (self", "return self.mlp_post_norm(x_BTD) + (self"),
+    "bias: of the queries left out": ("qwen2", "qwen2", "qkv_bias=True", "qkv_bias=False"),
     "heads: groups interleaved": ("llama", "layers.attention", "scores = Scores(", _GROUPED),
     "heads: head_dim ignored in the config": (
         "llama",

@@ -9,7 +9,16 @@ from safetensors.torch import load_file, save_file
 
 from lib.core.artifact import stage_artifact, verify
 from lib.core.errors import ArtifactCorruptError, ModelError
-from lib.models.verify import LogitReport, build_logit_report, greatest, read_logit_report, write_logit_report
+from lib.models.families import FAMILIES
+from lib.models.verify import (
+    LogitReport,
+    build_logit_report,
+    compare_random,
+    greatest,
+    read_logit_report,
+    write_logit_report,
+)
+from lib.models.verify_configs import random_case
 from tests.lib.models.mutants import MUTANTS, is_rejected, planted
 from tests.tiny import tiny_model
 
@@ -25,6 +34,31 @@ def test_forty_random_models_agree_with_transformers(report: LogitReport) -> Non
     assert report.max_logit_diff <= 1e-5 and report.packed_diff <= 1e-5 and report.max_grad_diff <= 1e-5
     assert all(case.leaked == 0 and 0.5 < case.max_logit < 10.0 for case in report.cases)
     assert report.checkpoint.logit_diff <= 1e-5 * report.checkpoint.max_logit
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llama"])
+def test_random_models_of_each_family_agree_with_transformers(family: str) -> None:
+    """[D8, B1, B6, E4, E7] Every config that takes its turn; `make verify-model FAMILY=all` draws 40 of each."""
+    for index in range(8):
+        result = compare_random(random_case(family, 0, index), index)
+        assert not result.problems() and result.leaked == 0 and 0.3 < result.max_logit < 10.0
+
+
+@pytest.mark.parametrize(
+    ("mutant", "where"),
+    [
+        ("window: one key too many", "input of layers.0.attn.o (transformers: model.layers.0.self_attn.o_proj)"),
+        ("mlp: gelu", "input of layers.0.mlp.down"),
+        ("router: always divided", "output of layers."),
+        ("head: cap left out", "no activation differs"),
+    ],
+)
+def test_the_first_tensor_that_differs_is_named(mutant: str, where: str) -> None:
+    with planted(mutant) as fresh:
+        results = [fresh.compare_random(fresh.random_case(MUTANTS[mutant][0], 0, index), index) for index in range(8)]
+    found = [result.first_difference for result in results if result.problems()]
+    assert found and found[0].startswith(where), found
+    assert not any(result.first_difference for result in results if not result.problems())
 
 
 def test_the_random_models_cover_the_config(report: LogitReport) -> None:
@@ -75,7 +109,7 @@ def test_an_unknown_model_is_an_error_not_a_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_planted_fault_is_rejected(mutant: str) -> None:
-    """One line is wrong: base, pairing, eps, groups, mask, scale, tying, names...; twelve random models suffice to see it."""
+    """One line is wrong: base, pairing, eps, groups, mask, scale, tying, names...; a few random models suffice to see it."""
     assert is_rejected(mutant)
 
 

@@ -1,0 +1,146 @@
+"""What a checkpoint folder must show from end to end: logits, continuations, its way out, and vLLM reading what came out."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from lib.cluster.group import Deadlines, GroupFactory
+from lib.config.parallel import ClusterShape
+from lib.evals.workers import EnginePool, EngineWorker
+from lib.models.decoder import Decoder
+from lib.models.hf_export import write_hf_folder
+from lib.models.hf_io import CheckpointReader, checked_weight_map, load_full, read_spec
+from lib.models.layers.documents import DocumentLayout
+from lib.models.verify import PROBE_TEXTS, build_logit_report
+from lib.rollout.engine import engine_environment
+from lib.rollout.types import SamplingParams
+from lib.tokens.tokenizer import Tokenizer
+from lib.train.environment import cpu_environment
+
+LOGPROB_LIMIT = 1e-4
+"""Of a token's log-probability in vLLM, in float32, against ours."""
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """Figures of one folder; `problems` is empty where all is well."""
+
+    family: str
+    configs: int
+    """Random models of the family that were compared."""
+    max_logit_diff: float
+    """The checkpoint's, relative to its greatest |logit|."""
+    packed_diff: float
+    own_dtype_error: float
+    """See lib/models/verify.py."""
+    greedy_tokens: int
+    """Of all continuations together; transformers writes the same ones."""
+    tensors: int
+    """That came back from a round trip with their bits, names and dtypes."""
+    vllm_logprob_diff: float
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_model(
+    folder: Path, work_dir: Path, *, group_factory: GroupFactory, num_configs: int = 40, num_tokens: int = 16
+) -> ModelCheck:
+    """Compare a folder with transformers and vLLM, in float32 on CPU.
+
+    Args:
+        work_dir: an existing empty folder, for the export.
+        num_tokens: length of each greedy continuation.
+    Raises:
+        ModelError: the folder can't be read as a known family at all.
+        GenerationError: vLLM can't run the export.
+    """
+    report = build_logit_report(folder, num_configs=num_configs)
+    problems, checkpoint = list(report.problems), report.checkpoint
+    with torch.device("meta"):
+        decoder = Decoder(read_spec(folder)[1])
+    load_full(decoder, folder)
+    tokenizer = Tokenizer.load(folder)
+    prompts = [tokenizer.encode(text) for text in PROBE_TEXTS]
+    ours = [greedy(lambda ids: _logits(decoder, ids), prompt, num_tokens) for prompt in prompts]
+    theirs = _greedy_of_transformers(folder, prompts, num_tokens)
+    if ours != theirs:
+        problems.append(f"greedy continuations differ from transformers': {ours} and {theirs}")
+    num_tensors, lost = round_trip(decoder, folder, work_dir)
+    problems += [f"{name} did not come back from a round trip" for name in lost]
+    difference = _vllm_difference(decoder, work_dir, prompts, num_tokens, group_factory)
+    if not difference <= LOGPROB_LIMIT:
+        problems.append(f"vLLM's log-probabilities differ by {difference:.3g} > {LOGPROB_LIMIT}")
+    return ModelCheck(
+        family=report.family,
+        configs=report.num_configs,
+        max_logit_diff=checkpoint.logit_diff / checkpoint.max_logit,
+        packed_diff=checkpoint.packed_diff / checkpoint.max_logit,
+        own_dtype_error=checkpoint.own_dtype_error,
+        greedy_tokens=sum(len(tokens) for tokens in ours),
+        tensors=num_tensors - len(lost),
+        vllm_logprob_diff=difference,
+        problems=tuple(problems),
+    )
+
+
+@torch.no_grad()
+def greedy(logits_of: Callable[[torch.Tensor], torch.Tensor], prompt: list[int], num_tokens: int) -> list[int]:
+    """The most probable continuation; `logits_of` maps [T] ids to [T, V] logits."""
+    ids = torch.tensor(prompt)
+    for _ in range(num_tokens):
+        ids = torch.cat([ids, logits_of(ids)[-1].argmax()[None]])
+    return [int(token) for token in ids[len(prompt) :]]
+
+
+def _greedy_of_transformers(folder: Path, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    reference = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
+    ).eval()
+    return [greedy(lambda ids: reference(ids[None], use_cache=False).logits[0], prompt, num_tokens) for prompt in prompts]
+
+
+def round_trip(decoder: Decoder, folder: Path, out: Path) -> tuple[int, list[str]]:
+    """Write the decoder to `out` as the folder stores it; (number of tensors, names of those that aren't the same bits)."""
+    reader = CheckpointReader(folder)
+    weights = checked_weight_map(reader, *read_spec(folder))
+    write_hf_folder(out, weights.to_checkpoint(decoder.named_parameters()), folder)
+    written = CheckpointReader(out)
+    names = sorted(weights.stored_shapes())
+    return len(names), [name for name in names if not _same_bits(reader.get(name), written.get(name))]
+
+
+def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.dtype == right.dtype and torch.equal(left.view(torch.uint8), right.view(torch.uint8))
+
+
+def _logits(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
+    layout = DocumentLayout.from_document_ids(torch.zeros(1, len(ids)))
+    return decoder.logits(decoder(ids[None], torch.arange(len(ids))[None], layout))[0]
+
+
+@torch.no_grad()
+def _vllm_difference(
+    decoder: Decoder, folder: Path, prompts: list[list[int]], num_tokens: int, group_factory: GroupFactory
+) -> float:
+    """Greatest difference of the log-probabilities of the tokens that vLLM wrote, to ours and to those of our best tokens."""
+    shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=1, threads_per_rank=1)
+    env = cpu_environment(shape.threads_per_rank) | engine_environment()
+    with group_factory(EngineWorker, shape, env=env, deadlines=Deadlines(), process_group=False) as group:
+        engines = EnginePool(group, deadline_seconds=600.0)
+        longest = max(map(len, prompts)) + num_tokens
+        engines.open(folder, "checked", dtype="float32", max_len=longest, kv_cache_gib=0.25)
+        generations = engines.generate(prompts, SamplingParams(max_new_tokens=num_tokens, stop_ids=()))
+    worst = 0.0
+    for generation in generations:
+        ids = torch.tensor([*generation.prompt_ids, *generation.token_ids])
+        logprobs_TV = _logits(decoder, ids).log_softmax(-1)[len(generation.prompt_ids) - 1 : -1]
+        chosen_T = logprobs_TV.gather(-1, torch.tensor(generation.token_ids)[:, None])[:, 0]
+        worst = max(worst, float((chosen_T - torch.tensor(generation.logprobs)).abs().max()))
+        worst = max(worst, float((logprobs_TV.amax(-1) - chosen_T).max()))
+    return worst
