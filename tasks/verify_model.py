@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lib.cluster.local import LocalGroup
 from lib.core.errors import PostflyteError
-from lib.evals.model_check import check_model
+from lib.recipes.verify_model import check_model
 
 
 def main() -> int:
