@@ -17,13 +17,15 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from lib.core.errors import DataError, InfraError
-from lib.core.manifest import digest_of
+from lib.core.manifest import MANIFEST_NAME, digest_of
 
 FORMATS = {".jsonl": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrow")
 _CHECKSUMS = ("ETag", "etag", "md5Hash", "md5", "sha256", "blob_id", "crc32c")
 """Where stores keep a checksum of the content in a listing: S3, GCS, Azure, the Hub, HTTP."""
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")
+"""botocore's, which is there only where S3 is read."""
 _MAGIC = re.compile(r"[*?\[]")
 _NUM_SAMPLES = 16
 _SAMPLE_BYTES = 64 << 10
@@ -92,9 +94,10 @@ def list_files(where: str | Path) -> list[SourceFile]:
 
     Raises:
         DataError: nothing there, no right to look, a file of another kind, or none at all.
+        InfraError: the store did not answer.
     """
     filesystem, path = _filesystem(str(where))
-    with _listing(str(where)):
+    with _listing(str(where), filesystem):
         root, found = _find(filesystem, path)
         found = _saved_dataset(filesystem, root, found)
         files = [_source_file(filesystem, name, info) for name, info in sorted(found.items())]
@@ -112,7 +115,7 @@ def files_at(addresses: dict[str, str]) -> list[SourceFile]:
     files = []
     for name, where in addresses.items():
         filesystem, path = _filesystem(where)
-        with _listing(where):
+        with _listing(where, filesystem):
             files.append(_source_file(filesystem, name, filesystem.info(path)))
     return files
 
@@ -136,7 +139,8 @@ def _filesystem(where: str) -> tuple[AbstractFileSystem, str]:
 
 
 @contextmanager
-def _listing(where: str) -> Iterator[None]:
+def _listing(where: str, filesystem: AbstractFileSystem) -> Iterator[None]:
+    """Turns what a listing raises into our errors: a mistake in the address is the user's, a silent store the machine's."""
     try:
         yield
     except (DataError, InfraError):
@@ -144,7 +148,11 @@ def _listing(where: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"{where}: no such file or folder; pass a file, a folder, a glob or an address") from error
     except Exception as error:  # stores have exceptions of their own, with no common root
-        raise DataError(f"{where}: can't be listed: {type(error).__name__}: {error}; check address and rights") from error
+        reason = f"{where}: can't be listed: {type(error).__name__}: {error}; check address and rights"
+        wrong = isinstance(error, PermissionError | ValueError | KeyError) or type(error).__name__ in _NO_CREDENTIALS
+        if wrong or isinstance(filesystem, LocalFileSystem):
+            raise DataError(reason) from error
+        raise InfraError(reason) from error
 
 
 def _find(filesystem: AbstractFileSystem, path: str) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -212,6 +220,8 @@ def _is_hidden(name: str) -> bool:
 
 def _saved_dataset(filesystem: AbstractFileSystem, root: str, found: dict[str, Any]) -> dict[str, Any]:
     """The data files of a folder written by `datasets.save_to_disk`; any other listing as it is."""
+    if MANIFEST_NAME in found and any(name.startswith("rows-") for name in found):
+        raise DataError(f"{root}: rows that were ingested already; pass this data set to what takes one, or its source here")
     if "dataset_dict.json" in found:
         names = json.loads(filesystem.cat_file(f"{root}/dataset_dict.json"))["splits"]
         raise DataError(f"{root}: a saved data set with splits {', '.join(names)}; pass the folder of one of them")

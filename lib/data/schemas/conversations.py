@@ -53,7 +53,10 @@ def from_alpaca(row: Row, source: str) -> Conversation:
     if row.get("input") not in (None, ""):
         question += "\n\n" + check_text(row["input"], "input")
     earlier: list[Message] = []
-    for number, pair in enumerate(row.get("history") or [], start=1):
+    history = row.get("history")
+    for number, pair in enumerate(
+        check_list(history, "history", "a list of pairs") if history not in (None, []) else [], start=1
+    ):
         if not isinstance(pair, list) or len(pair) != 2:
             raise RowRefused(f"history {number} is {shown(pair)}, expected [question, answer]")
         earlier.append(Message("user", check_text(pair[0], f"history {number}: question")))
@@ -93,7 +96,7 @@ def _sharegpt_message(value: object, where: str) -> Message:
         if key not in turn:
             raise RowRefused(f"{where} has no {key!r}")
     check_known(turn.keys(), ("from", "value"), where, "a message has from and value only")
-    if turn["from"] not in SHAREGPT_ROLES:
+    if not isinstance(turn["from"], str) or turn["from"] not in SHAREGPT_ROLES:
         raise RowRefused(f"{where} is from {shown(turn['from'])}; expected one of {', '.join(SHAREGPT_ROLES)}")
     role = SHAREGPT_ROLES[turn["from"]]
     text = check_text(turn["value"], f"{where} ({turn['from']}): value", blank=role == "tool")

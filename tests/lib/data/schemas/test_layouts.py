@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lib.config.rows import RowsConfig
 from lib.core.errors import DataError
@@ -24,11 +26,12 @@ from lib.core.examples import (
     ToolCall,
 )
 from lib.data.checks import RowRefused
-from lib.data.schemas.layouts import KINDS, LAYOUTS, find_layout
+from lib.data.schemas.layouts import KINDS, LAYOUTS, Layout, find_layout
 from lib.data.sources import RawRow, Split, open_source
 
 P = "f:1"
 ANY = RowsConfig(kind="")
+KEYS = ("role", "content", "from", "value", "function", "name", "arguments", "tool_calls", "prompt", "messages", "events", "id")
 U, A, S = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "system", "content": "s"}
 USER, ANSWER, SYSTEM = Message("user", "q"), Message("assistant", "a"), Message("system", "s")
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -516,6 +519,26 @@ def test_a_row_that_breaks_a_rule_is_refused_with_field_and_reason(layout: str, 
     known = next(known for known in LAYOUTS if known.name == layout)
     with pytest.raises(RowRefused, match=reason):
         known.check(row, P)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(LAYOUTS),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+        max_leaves=8,
+    ).flatmap(lambda value: st.tuples(st.just(value), st.dictionaries(st.sampled_from(KEYS), st.just(value), max_size=6))),
+)
+def test_any_value_is_an_example_or_refused(layout: Layout, values: tuple[object, dict[str, object]]) -> None:
+    """[A16] No value whatever makes another exception: by itself, as some columns, and instead of each column of a row."""
+    anything, columns = values
+    good = next(row for name, row, _ in GOOD.values() if name == layout.name)
+    for row in [anything, columns, *({**good, name: anything} for name in layout.known)]:
+        try:
+            assert layout.check(row, P).source == P
+        except RowRefused as refused:
+            assert str(refused)
 
 
 DOCS = Path(__file__).resolve().parents[4] / "docs" / "data-formats.md"
