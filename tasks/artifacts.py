@@ -44,7 +44,36 @@ class ReportFolder(Artifact):
     kind = "report"
 
 
-for _cls in (DatasetFolder, ModelFolder, LogitReportFolder, CheckpointFolder, EvalReportFolder, ReportFolder):
+class QualityReportFolder(Artifact):
+    """What was found in a data set: `quality.json`."""
+
+    kind = "quality_report"
+
+
+class TokenizerFolder(Artifact):
+    """The files of a tokenizer and its chat template, as they came with a model."""
+
+    kind = "tokenizer"
+
+
+class TokenizedDatasetFolder(Artifact):
+    """Token ids, loss masks and weights of a data set's rows, in Arrow files."""
+
+    kind = "tokenized_dataset"
+
+
+_CLASSES = (
+    DatasetFolder,
+    ModelFolder,
+    LogitReportFolder,
+    CheckpointFolder,
+    EvalReportFolder,
+    ReportFolder,
+    QualityReportFolder,
+    TokenizerFolder,
+    TokenizedDatasetFolder,
+)
+for _cls in _CLASSES:
     TypeEngine.register(ArtifactTransformer(_cls))
 
 _HASH = HashMethod(content_hash)
@@ -54,6 +83,9 @@ LogitReport = Annotated[LogitReportFolder, _HASH]
 Checkpoint = Annotated[CheckpointFolder, _HASH]
 EvalReport = Annotated[EvalReportFolder, _HASH]
 Report = Annotated[ReportFolder, _HASH]
+QualityReport = Annotated[QualityReportFolder, _HASH]
+TokenizerFiles = Annotated[TokenizerFolder, _HASH]
+TokenizedDataset = Annotated[TokenizedDatasetFolder, _HASH]
 
 ARTIFACT_FORMATS = {f"postflyte-{cls.kind}": cls for cls in Artifact.__subclasses__()}
 """Blob format -> artifact class."""
