@@ -20,6 +20,10 @@ _DEADLINE_SECONDS = 600.0
 class RowProducer(Protocol):
     """The rows of a share, step after step: a PackedStream, or a process that runs one."""
 
+    def start(self) -> None:
+        """Begin with what can go on in the background; the other calls do so else."""
+        ...
+
     def next_step(self) -> StepRows: ...
 
     def position(self) -> StreamPosition:
@@ -91,6 +95,8 @@ class Prefetcher(Generic[Prepared]):
     def position(self) -> StreamPosition:
         """Where the streams are after the step last given out."""
         if self._position is None:
+            for producer in self._producers:  # so that processes come up side by side
+                producer.start()
             self._position = _merged([producer.position() for producer in self._producers])
         return self._position
 

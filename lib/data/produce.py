@@ -43,6 +43,10 @@ class ProcessProducer:
         assert self._process is None, "the process is running"
         self._state = state
 
+    def start(self) -> None:
+        """Have the process come up; what it says is waited for later."""
+        self._started()
+
     def position(self) -> StreamPosition:
         """After the last `next_step`."""
         if self._position is None:

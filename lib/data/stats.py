@@ -66,6 +66,12 @@ class PackingReport:
         lost = self.dropped_tokens + self.cut_tokens
         return lost / max(1, self.tokens + lost)
 
+    def waste(self, *, train_seconds: float, stall_seconds: float, straggler_seconds: float) -> "Waste":
+        """The decomposition of a run; the seconds are those of a rank, or means over the ranks."""
+        total = max(train_seconds, 1e-9)
+        padding = self.padding / max(1, self.tokens + self.padding)
+        return Waste(padding, self.lost_to_length, stall_seconds / total, straggler_seconds / total)
+
     def to_json(self) -> dict[str, Any]:
         """All fields, the ratios, and each source's share of the documents, tokens and targets, as JSON values."""
         histogram = [list(entry) for entry in self.length_histogram]
@@ -91,12 +97,6 @@ class Waste:
     """Time that ranks waited for their own data."""
     straggler_wait: float
     """Time that ranks, their data at hand, waited for other ranks."""
-
-
-def waste(report: PackingReport, *, total_seconds: float, stall_seconds: float, straggler_seconds: float) -> Waste:
-    """The decomposition of a run; the seconds are of one rank, or all of them summed over the ranks."""
-    total = max(total_seconds, 1e-9)
-    return Waste(1.0 - report.efficiency, report.lost_to_length, stall_seconds / total, straggler_seconds / total)
 
 
 def packing_report(state: dict[str, Any]) -> PackingReport:

@@ -153,6 +153,9 @@ class PackedStream:
         """The position as JSON values."""
         return self.position().to_json()
 
+    def start(self) -> None:
+        """Nothing to do: rows are read when they are asked for."""
+
     def stop(self) -> None:
         """Nothing to do: a stream waits for nobody but its sources, and they have deadlines of their own."""
 

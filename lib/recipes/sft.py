@@ -4,7 +4,9 @@
 """
 
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from lib.data.batch import collate
 from lib.data.examples import mixture_digest, open_mixture
 from lib.data.feed import ChatFeed
 from lib.data.prefetch import Prefetcher
-from lib.data.stats import packing_report
+from lib.data.stats import PackingReport, packing_report
 from lib.data.stream import StepRows, merge_states
 from lib.data.table import ExampleTable
 from lib.models.decoder import Decoder
@@ -36,7 +38,7 @@ from lib.tokens.tokenizer import Tokenizer
 from lib.train.checkpoint import CheckpointStore, checkpoint_folder, load_state, read_values
 from lib.train.journal import Journal
 from lib.train.lock import run_lock, worker_lock
-from lib.train.meters import METRICS_NAME, TIMINGS_NAME, peak_flops, read_rows, speed_summary
+from lib.train.meters import METRICS_NAME, TIMINGS_NAME, StepWaits, peak_flops, read_rows, speed_summary
 from lib.train.optim import build_optimizer, learning_rate_at
 from lib.train.state import ModelAndOptimizer, RandomGenerators, TrainState, Values
 from lib.train.step import LossModule, MicroBatch, count_step, train_step
@@ -96,8 +98,13 @@ class SftWorker(Worker):
 
         with feed:
             for step in range(first_step, job.steps + 1):
+                began = time.perf_counter()
                 micro_batches = feed.next_step()
+                ready = time.perf_counter()
                 counts = count_step(micro_batches, module.decoder.spec, part_written=store.part_written())
+                waits = StepWaits.over_ranks(
+                    stall_seconds=ready - began, straggler_seconds=time.perf_counter() - ready, num_ranks=info.num_ranks
+                )
                 if store.pending and counts.num_parts_written == info.num_ranks:
                     store.all_parts_written(before_publishing=journal.sync if journal else None)
                 report = train_step(
@@ -111,7 +118,7 @@ class SftWorker(Worker):
                     device=device,
                 )
                 if journal:
-                    journal.step_done(report, module.decoder.spec, counts.num_attended_pairs)
+                    journal.step_done(report, module.decoder.spec, counts.num_attended_pairs, waits)
                 if step % config.train.checkpoint_every == 0 or step == job.steps:
                     _finish_save(store, config.train.step_deadline_seconds, journal)
                     store.save_async(step, state, {"identity": place["identity"]})
@@ -174,9 +181,11 @@ def run_sft(
             group_factory=group_factory,
             on_event=on_event,
         )
-        _fill(out, job, run_dir, result)
+        packing = _fill(out, job, run_dir, result)
+    speed = speed_summary(read_rows(run_dir / TIMINGS_NAME))
     out.info.update(
-        speed_summary(read_rows(run_dir / TIMINGS_NAME)),
+        speed,
+        waste=asdict(packing.waste(**{name: speed[name] for name in ("train_seconds", "stall_seconds", "straggler_seconds")})),
         restarts=result["restarts"],
         num_ranks=job.shape.num_ranks,
         mlflow_run_id=tracked.run_id,
@@ -266,7 +275,7 @@ def _export(module: torch.nn.Module, model_dir: Path, folder: Path, *, rank: int
         raise InfraError(f"{folder}: can't write the trained weights: {error}; free disk space there and run again") from error
 
 
-def _fill(out: Staged, job: SftJob, run_dir: Path, result: Json) -> None:
+def _fill(out: Staged, job: SftJob, run_dir: Path, result: Json) -> PackingReport:
     """Everything in `out` is a function of the job and its inputs: nothing of the clock, nothing of restarts."""
     final = checkpoint_folder(run_dir / CHECKPOINTS, job.steps)
     for entry in verify(final).files:
@@ -280,9 +289,10 @@ def _fill(out: Staged, job: SftJob, run_dir: Path, result: Json) -> None:
     shutil.copyfile(run_dir / METRICS_NAME, out.path / METRICS_NAME)
     rows = read_rows(run_dir / METRICS_NAME)
     curves = {key: [row[key] for row in rows] for key in rows[0] if key != "sample_ids"}
-    packing = packing_report(merge_states([values["data"] for values in read_values(final)])).to_json()
-    train_report = {"curves": curves, "packing": packing, "mask_preview_html": result["mask_preview_html"]}
+    packing = packing_report(merge_states([values["data"] for values in read_values(final)]))
+    train_report = {"curves": curves, "packing": packing.to_json(), "mask_preview_html": result["mask_preview_html"]}
     (out.path / "train_report.json").write_text(canonical_json({**train_report, "job": job.model_dump(mode="json")}))
     totals = ("num_tokens", "num_targets", "num_slots")
     out.counts.update(steps=job.steps, **{key: sum(row[key] for row in rows) for key in totals})
     out.meta.update(format="huggingface", step=job.steps, weights_digest=digest_of(weights), loss_last=rows[-1]["loss"])
+    return packing

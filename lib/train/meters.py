@@ -16,6 +16,7 @@ import torch
 
 from lib.core.errors import ArtifactCorruptError, InfraError
 from lib.core.manifest import Json, canonical_json
+from lib.parallel.reduce import all_reduce_sum
 
 METRICS_NAME = "metrics.jsonl"
 TIMINGS_NAME = "timings.jsonl"
@@ -98,6 +99,22 @@ def report_row(report: StepReport) -> Json:
     return {**asdict(report), "sample_ids": list(report.sample_ids)}
 
 
+@dataclass(frozen=True)
+class StepWaits:
+    """What a step waited for, as the mean over the ranks."""
+
+    stall_seconds: float
+    """For its own data."""
+    straggler_seconds: float
+    """For other ranks, its data at hand."""
+
+    @staticmethod
+    def over_ranks(*, stall_seconds: float, straggler_seconds: float, num_ranks: int) -> "StepWaits":
+        """The mean from this rank's own waits; all ranks must call it."""
+        sums = all_reduce_sum({"stall": float(stall_seconds), "straggler": float(straggler_seconds)})
+        return StepWaits(sums["stall"] / num_ranks, sums["straggler"] / num_ranks)
+
+
 class SpeedMeter:
     """Tokens per second, share of the machine's peak and time left, from the steps of this start of the run."""
 
@@ -107,8 +124,9 @@ class SpeedMeter:
         self._recent: list[float] = []
         self._began = time.perf_counter()
 
-    def step_done(self, *, step: int, num_tokens: int, flops: int) -> dict[str, float]:
-        """{"seconds", "tokens_per_second", "mfu", "eta_seconds"} of a step that ended just now."""
+    def step_done(self, *, step: int, num_tokens: int, flops: int, waits: StepWaits) -> dict[str, float]:
+        """{"seconds", "tokens_per_second", "mfu", "eta_seconds", "stall_seconds", "straggler_seconds"} of a step that ended
+        just now."""
         now = time.perf_counter()
         seconds, self._began = max(now - self._began, 1e-9), now
         self._recent = [*self._recent[-19:], seconds]
@@ -118,6 +136,8 @@ class SpeedMeter:
             "tokens_per_second": num_tokens / seconds,
             "mfu": flops / seconds / self._peak_flops,
             "eta_seconds": typical * (self._steps - step),
+            "stall_seconds": waits.stall_seconds,
+            "straggler_seconds": waits.straggler_seconds,
         }
 
 
@@ -133,6 +153,8 @@ def speed_summary(timings: Sequence[Json]) -> dict[str, float]:
         "median_step_seconds": median(row["seconds"] for row in timings),
         "median_tokens_per_second": median(row["tokens_per_second"] for row in timings),
         "median_mfu": median(row["mfu"] for row in timings),
+        "stall_seconds": sum(row["stall_seconds"] for row in timings),
+        "straggler_seconds": sum(row["straggler_seconds"] for row in timings),
     }
 
 

@@ -16,7 +16,7 @@ from lib.core.errors import ConfigError, DataError
 from lib.data.batch import PackedRow
 from lib.data.mixture import OWN_DATA
 from lib.data.shuffle import ExampleSource
-from lib.data.stats import packing_report, waste
+from lib.data.stats import packing_report
 from lib.data.stream import Encoding, PackedStream, Share, merge_states
 from tests.lib.data.memory import PLAIN, source_of
 
@@ -292,7 +292,7 @@ def test_waste_is_told_apart() -> None:
     for _ in range(30):
         stream.next_step()
     report = packing_report(stream.state())
-    found = waste(report, total_seconds=100.0, stall_seconds=10.0, straggler_seconds=5.0)
+    found = report.waste(train_seconds=100.0, stall_seconds=10.0, straggler_seconds=5.0)
     assert (found.stall, found.straggler_wait) == (0.1, 0.05)
     assert found.padding == pytest.approx(report.padding / (30 * ROWS_PER_STEP * LENGTH))
     assert 0 < found.lost_to_length == report.cut_tokens / (report.tokens + report.cut_tokens)

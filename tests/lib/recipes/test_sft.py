@@ -187,8 +187,8 @@ def test_micro_batches_of_any_size_train_the_same(uninterrupted: tuple[Path, Man
 
 
 def test_background_workers_change_no_step(uninterrupted: tuple[Path, Manifest], inputs: Inputs, tmp_path: Path) -> None:
-    """Two data processes, and none at all: the metrics of every step, samples too, are those of one thread."""
-    for name, change in {"processes": {"workers": 2, "worker_kind": "process"}, "none": {"workers": 0}}.items():
+    """A data process, and two threads: the metrics of every step, samples too, are those of one thread."""
+    for name, change in {"process": {"worker_kind": "process"}, "threads": {"workers": 2}}.items():
         train(inputs, job(data=change), tmp_path, run=f"run-{name}", name=name)
         assert metrics(tmp_path / name) == metrics(uninterrupted[0] / "checkpoint")
 
