@@ -17,6 +17,7 @@ from lib.core.errors import ConfigError, PostflyteError
 from lib.core.examples import Conversation
 from lib.data import inspection
 from lib.data.examples import open_mixture
+from lib.data.feed import ChatFeed
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 from tasks.inspect_flags import Settings, parser, refuse_overwriting, settings_of
@@ -42,14 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace, settings: Settings, encoder: ChatEncoder, target: Path | None) -> None:
-    sources = open_mixture(settings.config, settings.data, Conversation, kind="conversation")
     if flags.command == "pack":
         if settings.sequence_length is None:
             raise ConfigError("--sequence-length is missing, and no --config names one")
-        shape = {"sequence_length": settings.sequence_length, "rows_per_step": settings.rows_per_step}
-        packed = inspection.packed_rows(sources, encoder, settings.config, **shape)
-        _write_lines(islice(packed, flags.rows or 16), flags.out)
+        sizes = {"sequence_length": settings.sequence_length, "rows_per_step": settings.rows_per_step}
+        feed = ChatFeed(settings.config, settings.data, settings.model, **sizes)
+        _write_lines(islice(inspection.packed_rows(feed, encoder), flags.rows or 16), flags.out)
         return
+    sources = open_mixture(settings.config, settings.data, Conversation, kind="conversation")
     rows = islice(inspection.encoded_rows(sources, encoder), flags.rows or (3 if flags.command == "show" else None))
     if flags.command == "encode":
         _write_lines((inspection.row_values(row, encoder.tokenizer) for row in rows), flags.out)

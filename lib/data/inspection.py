@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lib.config.data import DataConfig
 from lib.core.examples import IGNORE_INDEX, Conversation, Encoded
 from lib.data.batch import collate
+from lib.data.feed import ChatFeed
 from lib.data.shuffle import ExampleSource
-from lib.data.stream import Encoding, PackedStream, StepRows
+from lib.data.stream import Share, StepRows
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 
@@ -80,36 +80,27 @@ def runs_of(mask: Iterable[bool]) -> Iterator[tuple[int, int, bool]]:
         start = stop
 
 
-def packed_rows(
-    sources: Mapping[str, ExampleSource],
-    encoder: ChatEncoder,
-    config: DataConfig,
-    *,
-    sequence_length: int,
-    rows_per_step: int,
-) -> Iterator[dict[str, Any]]:
+def packed_rows(feed: ChatFeed, encoder: ChatEncoder) -> Iterator[dict[str, Any]]:
     """The rows that a run trains on, in order, endless, as JSON values: all slots, padding included (document_ids -1).
 
     Row g is of step g // rows_per_step + 1, and whichever rank trains it gets these very values.
 
     Raises (while iterating):
-        DataError: see PackedStream.
+        ConfigError, DataError: see PackedStream, `open_mixture`.
     """
-    stream = PackedStream(
-        sources, Encoding.of_chat(encoder), config, sequence_length=sequence_length, rows_per_step=rows_per_step
-    )
+    stream = feed.streams(encoder, [Share()])[0]
     for step in itertools.count(1):
-        yield from _step_values(stream.next_step(), step, config, sequence_length, encoder.tokenizer.pad_id)
+        yield from _step_values(stream.next_step(), step, feed, encoder.tokenizer.pad_id)
 
 
-def _step_values(found: StepRows, step: int, config: DataConfig, sequence_length: int, pad_id: int) -> Iterator[dict[str, Any]]:
+def _step_values(found: StepRows, step: int, feed: ChatFeed, pad_id: int) -> Iterator[dict[str, Any]]:
     for number, row in zip(found.numbers, found.rows):
-        batch = collate([row], sequence_length, pad_id)
+        batch = collate([row], feed.sequence_length, pad_id)
         weights = batch.labels.ne(IGNORE_INDEX).float() if batch.weights is None else batch.weights
         yield {
             "row": number,
             "step": step,
-            "stream": number % config.num_streams,
+            "stream": number % feed.config.num_streams,
             "sample_ids": list(batch.sample_ids[0]),
             "num_targets": batch.num_targets,
             "token_ids": batch.token_ids[0].tolist(),
