@@ -1,0 +1,52 @@
+"""The check of a folder: what it compares is really compared. With vLLM it runs as `make verify-model MODEL=<folder>`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lib.models.decoder import Decoder
+from lib.models.families import FAMILIES
+from lib.models.hf_io import load_full, read_spec
+from lib.recipes.verify_model import greedy, round_trip
+from tasks import verify_model
+from tests.lib.models.checkpoints import family_model
+
+
+def load(folder: Path) -> Decoder:
+    with torch.device("meta"):
+        decoder = Decoder(read_spec(folder)[1])
+    load_full(decoder, folder)
+    return decoder
+
+
+def test_greedy_takes_the_most_probable_token_each_time() -> None:
+    """Logits that favour the last id plus one, of 5."""
+    assert greedy(lambda ids: torch.eye(5)[(ids + 1) % 5], [2], 6) == [3, 4, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_bit_comes_back(family: str, tmp_path: Path) -> None:
+    folder, out = family_model(tmp_path / "source", family), tmp_path / "out"
+    out.mkdir()
+    num_tensors, lost = round_trip(load(folder), folder, out)
+    assert num_tensors == len(load_file(folder / "model.safetensors")) and not lost
+
+
+def test_a_bit_that_does_not_is_named(tmp_path: Path) -> None:
+    folder, out = family_model(tmp_path / "source", "llama"), tmp_path / "out"
+    out.mkdir()
+    decoder = load(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert round_trip(decoder, folder, out)[1] == ["model.norm.weight"]
+
+
+def test_a_folder_that_is_no_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["verify_model", str(tmp_path)])
+    assert verify_model.main() == 1
+    assert "config.json: no such file" in capsys.readouterr().err
