@@ -14,7 +14,9 @@ from lib.data.schemas.arrow import to_record
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Thai, Lao, Burmese, Khmer, Kana, Han: written without spaces, so each character counts as a word."""
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
+_OPERATOR = r"[+*/=<>^%×÷]|(?<!\w)-|(?<=\d)-(?=\d)"
+"""15 - 26 is not 15 + 26; the hyphen of "well-known" is none."""
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+|{_OPERATOR}")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -59,8 +61,8 @@ def is_compared(part: Part) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters, digits and marks, without regard to case and to Unicode's ways of writing the same."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    """Runs of letters, digits and marks, and operators, without regard to case and to Unicode's ways of writing the same."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold().replace("\u2212", "-"))
 
 
 def sequences(found: list[str], length: int) -> np.ndarray:
@@ -90,7 +92,8 @@ def content_digest(example: Example) -> bytes:
 
 
 def prompt_digest(example: Example) -> bytes:
-    """16 bytes that stand for what is asked: for the first turns of a conversation, up to the first answer."""
+    """16 bytes that stand for what is asked: for the first turns of a conversation, up to the first answer. System messages
+    count only where nothing else is asked, and the whole content where nothing is."""
     match example:
         case Conversation():
             first = next(number for number, message in enumerate(example.messages) if message.role == "assistant")
@@ -99,7 +102,8 @@ def prompt_digest(example: Example) -> bytes:
             asked = [("member", example.member)]
         case _:
             asked = prompt_parts(example)
-    return _digest("prompt", canonical_json([part for part in asked if is_compared(part)] or asked))
+    said = [part for part in asked if is_compared(part)] or asked
+    return _digest("prompt", canonical_json(said)) if said else content_digest(example)
 
 
 def _digest(kind: str, text: str) -> bytes:

@@ -84,6 +84,8 @@ def test_every_kind_of_example_has_a_prompt_and_a_content() -> None:
         assert prompt_digest(base) == prompt_digest(answered) != prompt_digest(asked)
     assert prompt_digest(Prompt("a", (user,), "f", "v", "1")) == prompt_digest(Prompt("b", (user,), "f", "v", "2"))
     assert one != two
+    openings = [Conversation(name, (Message("assistant", name),), "f") for name in ("hello", "welcome")]
+    assert prompt_digest(openings[0]) != prompt_digest(openings[1])
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,8 @@ def test_every_kind_of_example_has_a_prompt_and_a_content() -> None:
         ("How many sheep are left?", "9", False),
         ("What is 2 + 2?", "4", True),
         ("What is 2 + 2? Think.", "4", False),
+        ("What is 2 - 2?", "0", False),
+        ("what is 2+2", "0", True),
     ],
 )
 def test_a_row_that_holds_an_evaluation_question_is_found(question: str, answer: str, contaminated: bool) -> None:
@@ -116,7 +120,7 @@ def test_a_common_system_message_is_no_contamination() -> None:
     assert find_contaminated([talk(1, "Name a colour.", system=system)], evaluation, ContaminationConfig()).kept.all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.booleans(), min_size=30, max_size=30), st.integers(1, 4))
 def test_a_subset_holds_the_kept_rows_and_their_splits(flags: list[bool], num_files: int) -> None:
     """[I8] Rows, order, splits and counts; with none kept it is refused."""

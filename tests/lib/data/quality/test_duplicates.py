@@ -116,3 +116,8 @@ def test_scripts_without_spaces_have_sequences_too() -> None:
     rows = [row(0, text * 2), row(1, text * 2 + "好")]
     assert _chosen(rows).kept.tolist() == [True, False]
     assert words("Ünï ÜNÏ １２") == ["ünï", "ünï", "12"]
+
+
+def test_operators_are_words_and_hyphens_are_none() -> None:
+    assert words("15 - 26, 15-26, -3 \u2212 4") == ["15", "-", "26", "15", "-", "26", "-", "3", "-", "4"]
+    assert words("a well-known C++ rule: x<=y*2") == ["a", "well", "known", "c", "+", "+", "rule", "x", "<", "=", "y", "*", "2"]
