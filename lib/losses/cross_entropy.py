@@ -29,20 +29,26 @@ def cross_entropy_sum(
     chunk_tokens: int,
     *,
     softcap: float | None = None,
+    factors: torch.Tensor | None = None,
 ) -> LossSum:
     """Sum of `-log softmax(hidden @ head_weight.T)[label]` over the positions that have a label.
 
-    With a softcap the logits are `softcap * tanh(hidden @ head_weight.T / softcap)`.
+    With a softcap the logits are `softcap * tanh(hidden @ head_weight.T / softcap)`; with factors each position's loss is
+    multiplied by its own before the sum.
 
-    Shapes: hidden [..., D]; head_weight_VD [V, D], of the same dtype; labels [...] int64, IGNORE_INDEX where no loss.
+    Shapes: hidden [..., D]; head_weight_VD [V, D], of the same dtype; labels [...] int64, IGNORE_INDEX where no loss;
+        factors [...] float32, read only where there is a label.
     Returns: total, count, and `num_correct` (targets that have the greatest logit). The result can be differentiated
         once with respect to hidden and head_weight_VD.
     Raises:
         ValueError: a label is outside [0, V), or shapes or chunk_tokens don't fit.
     """
-    hidden_ND, labels_N = _trained(hidden, head_weight_VD, labels, chunk_tokens)
-    outputs = _ChunkedCrossEntropy.apply(hidden_ND, head_weight_VD, labels_N, chunk_tokens, softcap)  # type: ignore[no-untyped-call]
-    total, num_correct = outputs
+    hidden_ND, labels_N, kept_N = _trained(hidden, head_weight_VD, labels, chunk_tokens)
+    if factors is not None and factors.shape != labels.shape:
+        raise ValueError(f"factors have shape {list(factors.shape)}, labels {list(labels.shape)}")
+    factors_N = None if factors is None else factors.reshape(-1)[kept_N]
+    inputs = (hidden_ND, head_weight_VD, labels_N, factors_N, chunk_tokens, softcap)
+    total, num_correct = _ChunkedCrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]
     return LossSum(total=total, num_tokens=labels_N.numel(), metrics={"num_correct": num_correct})
 
 
@@ -59,7 +65,7 @@ def token_logprobs(
 
     Shapes, softcap and errors as in `cross_entropy_sum`.
     """
-    hidden_ND, labels_N = _trained(hidden, head_weight_VD, labels, chunk_tokens)
+    hidden_ND, labels_N, _ = _trained(hidden, head_weight_VD, labels, chunk_tokens)
     pieces = [torch.zeros(0, dtype=_statistics_dtype(hidden.dtype), device=hidden.device)]
     for start in range(0, labels_N.numel(), chunk_tokens):
         logits_CV = _capped(hidden_ND[start : start + chunk_tokens] @ head_weight_VD.T, softcap)
@@ -70,8 +76,11 @@ def token_logprobs(
 
 def _trained(
     hidden: torch.Tensor, head_weight_VD: torch.Tensor, labels: torch.Tensor, chunk_tokens: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The positions that have a label: hidden [N, D], labels [N]. Selected, so that a NaN elsewhere can't get in."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The positions that have a label: hidden [N, D], labels [N], and where they are among the flattened, [N].
+
+    Selected, so that a NaN elsewhere can't get in.
+    """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
     if hidden.shape[:-1] != labels.shape or hidden.shape[-1] != head_weight_VD.shape[1]:
@@ -83,7 +92,7 @@ def _trained(
     if labels_N.numel() and (int(labels_N.min()) < 0 or int(labels_N.max()) >= head_weight_VD.shape[0]):
         span = f"{int(labels_N.min())}..{int(labels_N.max())}"
         raise ValueError(f"labels span {span}, the vocabulary is {head_weight_VD.shape[0]}")
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, kept_N), labels_N
+    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, kept_N), labels_N, kept_N
 
 
 def _capped(logits_CV: torch.Tensor, softcap: float | None) -> torch.Tensor:
@@ -136,7 +145,7 @@ def _accumulate_weight_grad(grad_VD: torch.Tensor, grad_logits_CV: torch.Tensor,
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of the negative log-likelihoods, with both gradients made in the forward pass."""
+    """Sum of the negative log-likelihoods times their factors, with both gradients made in the forward pass."""
 
     @staticmethod
     def forward(
@@ -144,6 +153,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_ND: torch.Tensor,
         weight_VD: torch.Tensor,
         labels_N: torch.Tensor,
+        factors_N: torch.Tensor | None,
         chunk_tokens: int,
         softcap: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,6 +171,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             num_correct += correct_C.sum()
             if slope_CV is not None:
                 logits_CV.mul_(slope_CV)  # the derivative of cap * tanh(x / cap) is 1 - tanh(x / cap) ** 2
+            if factors_N is not None:
+                nll_N[part] *= factors_N[part]
+                logits_CV.mul_(factors_N[part, None].to(logits_CV.dtype))
             if grad_hidden_ND is not None:
                 torch.mm(logits_CV, weight_VD, out=grad_hidden_ND[part])
             if grad_weight_VD is not None:
@@ -171,11 +184,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return nll_N.sum(dtype=torch.float64).to(dtype), num_correct
 
     @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None]:
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError("this loss can be differentiated only once: its gradients are made in the forward pass")
         (grad_hidden, grad_weight), ctx.grads = ctx.grads, None
         for grad in (grad_hidden, grad_weight):
             if grad is not None:
                 grad.mul_(upstream[0].to(grad.dtype))
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None

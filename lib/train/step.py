@@ -1,7 +1,8 @@
 """One optimizer step: count, accumulate, guard, clip, update.
 
-The loss is a sum, divided once by the number of targets of the whole step: over all ranks and all micro-batches. That
-number is known before the first backward pass, so neither ranks, nor accumulation, nor packing change loss or gradients.
+The loss is a sum, divided once by the number of targets of the whole step, or by the sum of their weights where they have
+any: over all ranks and all micro-batches. That divisor is known before the first backward pass, so neither ranks, nor
+accumulation, nor packing change loss or gradients.
 """
 
 import json
@@ -37,9 +38,14 @@ class LossModule(nn.Module):
         self.chunk_tokens = chunk_tokens
 
     def forward(
-        self, token_ids_BT: torch.Tensor, positions_BT: torch.Tensor, labels_BT: torch.Tensor, layout: DocumentLayout
+        self,
+        token_ids_BT: torch.Tensor,
+        positions_BT: torch.Tensor,
+        labels_BT: torch.Tensor,
+        layout: DocumentLayout,
+        weights_BT: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(sum of the loss, number of targets with the greatest logit) over the labels that are not IGNORE_INDEX."""
+        """(sum of the weighted loss, number of targets with the greatest logit) over the labels that aren't IGNORE_INDEX."""
         hidden_BTD = self.decoder(token_ids_BT, positions_BT, layout)
         loss = cross_entropy_sum(
             hidden_BTD,
@@ -47,6 +53,7 @@ class LossModule(nn.Module):
             labels_BT,
             self.chunk_tokens,
             softcap=self.decoder.spec.logit_softcap,
+            factors=weights_BT,
         )
         return loss.total, loss.metrics["num_correct"]
 
@@ -68,6 +75,8 @@ class StepCounts:
     """What is counted over all ranks and micro-batches before a step begins."""
 
     num_targets: int
+    weight_sum: float
+    """Of the targets; their number where none has a weight of its own."""
     num_tokens: int
     num_slots: int
     num_attended_pairs: int
@@ -86,7 +95,9 @@ def count_step(micro_batches: Sequence[MicroBatch], spec: DecoderSpec, *, part_w
         "num_attended_pairs": attended_pairs(spec, lengths),
         "num_parts_written": int(part_written),
     }
-    return StepCounts(**{key: int(value) for key, value in all_reduce_sum(local).items()})
+    weight_sum = sum(micro.batch.weight_sum for micro in micro_batches)
+    totals = all_reduce_sum({**local, "weight_sum": float(weight_sum)})
+    return StepCounts(**{key: int(totals[key]) for key in local}, weight_sum=totals["weight_sum"])
 
 
 def train_step(
@@ -106,12 +117,12 @@ def train_step(
         NonFiniteLossError: on all ranks, before anything is updated; names the step and all its samples.
     """
     optimizer.zero_grad(set_to_none=True)
-    total, num_correct = accumulate_gradients(module, micro_batches, denominator=counts.num_targets, device=device)
+    total, num_correct = accumulate_gradients(module, micro_batches, denominator=counts.weight_sum, device=device)
     sums = all_reduce_sum({"loss": total, "num_correct": num_correct})
     grad_norm = clip_grad_norm(module.parameters(), max_grad_norm)
     local_ids = [sample_id for micro in micro_batches for row in micro.batch.sample_ids for sample_id in row]
     sample_ids = tuple(sample_id for text in gather_texts(json.dumps(local_ids)) for sample_id in json.loads(text))
-    loss = sums["loss"] / max(counts.num_targets, 1)
+    loss = sums["loss"] / (counts.weight_sum or 1.0)
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise NonFiniteLossError(_explain(step, loss, grad_norm, sample_ids))
     set_learning_rate(optimizer, learning_rate)
@@ -133,7 +144,7 @@ def accumulate_gradients(
     module: nn.Module,
     micro_batches: Sequence[MicroBatch],
     *,
-    denominator: int,
+    denominator: float,
     device: torch.device,
 ) -> tuple[float, int]:
     """Add the gradients of sum / denominator of all micro-batches; the ranks' are added up in the last one's backward.
@@ -144,9 +155,11 @@ def accumulate_gradients(
     for index, micro in enumerate(micro_batches):
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(index == len(micro_batches) - 1)
-        inputs = (micro.batch.token_ids, micro.batch.positions, micro.batch.labels)
-        loss, correct = module(*(tensor.to(device, non_blocking=True) for tensor in inputs), micro.layout)
-        (loss / max(denominator, 1)).backward()
+        batch = micro.batch
+        inputs = (batch.token_ids, batch.positions, batch.labels)
+        weights = None if batch.weights is None else batch.weights.to(device, non_blocking=True)
+        loss, correct = module(*(tensor.to(device, non_blocking=True) for tensor in inputs), micro.layout, weights)
+        (loss / (denominator or 1.0)).backward()
         total += loss.item()
         num_correct += int(correct.item())
     return total, num_correct

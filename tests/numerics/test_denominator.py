@@ -1,7 +1,9 @@
 """One denominator: ranks, accumulation and packing never change loss or gradients."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -99,3 +101,32 @@ def test_a_step_without_targets_is_exactly_zero() -> None:
     total, correct = accumulate_gradients(module, [micro], denominator=0, device=CPU)
     assert (total, correct) == (0.0, 0)
     assert not any(gradient.any() for gradient in gradients(module).values())
+
+
+@pytest.mark.numerics
+def test_a_weight_of_two_is_the_row_given_twice() -> None:
+    """Rows of which every second one weighs 2 train as the same rows with every second one there twice, all of weight 1:
+    the same loss and gradients once each is divided by its own sum of weights. In float64, to rounding."""
+    rows = packed_rows()
+    weighted = [_weighted(row, 2.0 if number % 2 else 1.0) for number, row in enumerate(rows)]
+    repeated = [row for number, row in enumerate(rows) for _ in range(2 if number % 2 else 1)]
+    results = []
+    for given in (weighted, repeated):
+        module = loss_module(torch.float64)
+        micro = micro_batches(given, 3)
+        denominator = sum(one.batch.weight_sum for one in micro)
+        total, _ = accumulate_gradients(module, micro, denominator=denominator, device=CPU)
+        results.append((denominator, total, gradients(module)))
+    (count, loss, grads), (expected_count, expected_loss, expected_grads) = results
+    assert count == expected_count
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    _assert_same(grads, expected_grads, 1e-10)
+
+
+def _weighted(row: PackedRow, weight: float) -> PackedRow:
+    return PackedRow(
+        tuple(
+            replace(document, weights=np.where(document.loss_mask, weight, 0.0).astype(np.float32))
+            for document in row.documents
+        )
+    )

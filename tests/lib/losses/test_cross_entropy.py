@@ -56,6 +56,31 @@ def test_loss_and_all_gradients_are_those_of_the_plain_loss(
         _close(found, expected, LIMITS[dtype])
 
 
+@pytest.mark.parametrize("dtype", list(LIMITS))
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_each_position_counts_by_its_factor(dtype: torch.dtype, softcap: float | None) -> None:
+    """[C6] Loss and gradients are those of sum f * ce written out; a NaN factor where there is no label is never read."""
+    hidden, weight, labels = _inputs(dtype)
+    factors = torch.rand(T, generator=torch.Generator().manual_seed(4), dtype=torch.float64).to(dtype)
+    kept = labels != IGNORE_INDEX
+
+    def run(chunked: bool) -> tuple[torch.Tensor, ...]:
+        leaf, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        if chunked:
+            given = torch.where(kept, factors, float("nan"))
+            total = cross_entropy_sum(leaf, head, labels, 3, softcap=softcap, factors=given).total
+        else:
+            logits = leaf[kept] @ head.T
+            logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+            total = (factors[kept] * torch.nn.functional.cross_entropy(logits, labels[kept], reduction="none")).sum()
+        total.backward()
+        assert leaf.grad is not None and head.grad is not None
+        return total.detach(), leaf.grad, head.grad
+
+    for found, expected in zip(run(chunked=True), run(chunked=False), strict=True):
+        _close(found, expected, LIMITS[dtype])
+
+
 @settings(max_examples=25, deadline=None)
 @given(chunk=st.integers(1, 40), kept=st.floats(0.0, 1.0), seed=st.integers(0, 1000))
 def test_chunks_change_nothing(chunk: int, kept: float, seed: int) -> None:
