@@ -11,7 +11,7 @@ from lib.tokens.tokenizer import Tokenizer
 KEPT_FILES = (
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
-    *("tokenizer.model", "chat_template.jinja", "chat_template.json", "LICENSE*", "README.md"),
+    *("tokenizer.model", "chat_template.jinja", "chat_template.json", "vocab_plan.json", "LICENSE*", "README.md"),
 )
 """Everything else in a folder (code, pickles, other formats) stays behind."""
 

@@ -15,7 +15,8 @@ from lib.tokens.tokenizer import Tokenizer
 
 COPIED_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
-    *("vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json", "LICENSE", "LICENSE.txt"),
+    *("vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json"),
+    *("vocab_plan.json", "LICENSE", "LICENSE.txt"),
 )
 """Files taken over byte for byte where the source folder has them; anything else (code above all) stays behind."""
 
