@@ -23,11 +23,13 @@ from lib.cluster.local import LOOPBACK
 from lib.cluster.processes import end_trees, exit_cause, oom_kills
 from lib.cluster.watch import Message, Watch
 from lib.config.parallel import ClusterShape
-from lib.core.errors import InfraError
+from lib.core.errors import InfraError, WorkerDiedError
 
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Of a Ray that we start: only plain values travel through it."""
 START_ATTEMPTS = 3
+NODE_CHECK_SECONDS = 5.0
+"""How often a group that waits for room looks whether there are nodes left to give it."""
 START_TIMEOUT_TEXT = "timed out during startup"
 _LOGGER = logging.getLogger(__name__)
 
@@ -83,10 +85,14 @@ class RayGroup:
 def start_ray(num_cpus: int) -> None:
     """Use the Ray that this process has joined; else the cluster that $RAY_ADDRESS names; else start one here.
 
-    A Ray that happens to run on this machine is not joined unasked: it may be another user's, or half dead.
+    A Ray that happens to run on this machine is not joined unasked: it may be another user's, or half dead. One that this
+    process has joined and that has lost all its nodes is left, and another is started or joined in its place.
     """
     if ray.is_initialized():
-        return
+        if _has_nodes():
+            return
+        _LOGGER.warning("Ray has lost all its nodes; starting again without them")
+        ray.shutdown()
     quiet = {"include_dashboard": False, "logging_level": logging.WARNING}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
@@ -197,11 +203,19 @@ def _place(shape: ClusterShape, cpus: float, start_seconds: float) -> PlacementG
 
     Raises:
         InfraError: the cluster has no room in time; nothing stays reserved.
+        WorkerDiedError: the cluster has lost all its nodes.
     """
     bundle = {"CPU": cpus * shape.ranks_per_node, **({"GPU": float(shape.gpus_per_node)} if shape.gpus_per_node else {})}
     placement = placement_group([bundle] * shape.nodes, strategy="STRICT_SPREAD" if shape.nodes > 1 else "PACK")
+    ready = placement.ready()
+    deadline = time.monotonic() + start_seconds
     try:
-        ray.get(placement.ready(), timeout=start_seconds)
+        while not ray.wait([ready], timeout=min(NODE_CHECK_SECONDS, max(0.0, deadline - time.monotonic())))[0]:
+            if not _has_nodes():
+                raise WorkerDiedError("Ray lost all its nodes before the ranks could start")
+            if time.monotonic() >= deadline:
+                raise GetTimeoutError("no room in time")
+        ray.get(ready)
     except (GetTimeoutError, RayError) as error:
         free = ray.available_resources()
         remove_placement_group(placement)
@@ -213,6 +227,10 @@ def _place(shape: ClusterShape, cpus: float, start_seconds: float) -> PlacementG
         remove_placement_group(placement)
         raise
     return placement
+
+
+def _has_nodes() -> bool:
+    return any(node["Alive"] for node in ray.nodes())
 
 
 def _cpus_per_rank(shape: ClusterShape) -> float:

@@ -3,6 +3,7 @@
 A trial runs `pyflyte run tasks/train.py train …` (Flyte, Ray, two ranks, checkpoints) in a home of its own and, at a random
 moment between the first and the last step of the undisturbed run, sends SIGKILL to
 - one rank: the driver starts the ranks again, the same command ends well;
+- the node process of its Ray: the driver starts another Ray and the ranks;
 - the driver alone: the command is run again and goes on from the last checkpoint;
 - the driver and every process below it (a machine that loses power): likewise.
 """
@@ -29,7 +30,8 @@ from lib.models.verify import build_logit_report, write_logit_report
 from tests.tiny import tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-VICTIMS = ("rank", "driver", "machine")
+VICTIMS = ("rank", "driver", "machine", "node")
+RANK_NAME, NODE_NAME = "ray::_RankActor", "raylet"
 DEADLINE_SECONDS = 300.0
 JOB: dict[str, Any] = {
     "learning_rate": 1e-3,
@@ -123,9 +125,10 @@ class Run:
 
     def kill(self, victim: str, rng: random.Random) -> None:
         below = psutil.Process(self.process.pid).children(recursive=True)
-        ranks = [child for child in below if " ".join(child.cmdline()).startswith("ray::")]
-        targets = {"rank": [rng.choice(ranks)] if ranks else [], "driver": [], "machine": below}[victim]
-        if victim != "rank":
+        ranks = [child for child in below if " ".join(child.cmdline()).startswith(RANK_NAME)]
+        nodes = [child for child in below if child.name() == NODE_NAME]
+        targets = {"rank": [rng.choice(ranks)] if ranks else [], "node": nodes, "driver": [], "machine": below}[victim]
+        if victim in ("driver", "machine"):
             self.process.send_signal(signal.SIGKILL)
         for target in targets:
             try:

@@ -16,7 +16,7 @@ import ray
 from lib.cluster.group import Deadlines
 from lib.cluster.ray_backend import START_ATTEMPTS, RayGroup, start_ray
 from lib.config.parallel import ClusterShape
-from lib.core.errors import InfraError
+from lib.core.errors import InfraError, WorkerDiedError
 from tests.lib.cluster.workers import Probe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -72,6 +72,27 @@ def test_a_cluster_without_room_says_so_and_keeps_nothing() -> None:
         RayGroup(Probe, shape, env={}, deadlines=Deadlines(start_seconds=2.0))
     states = {table["state"] for table in ray.util.placement_group_table().values()}
     assert states <= {"REMOVED"}
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_ray_that_lost_its_node_is_started_again() -> None:
+    """[J1] SIGKILL of the node's process ends a group's ranks with it; the next group finds a Ray, and room, again."""
+    shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=2, threads_per_rank=1)
+    deadlines = Deadlines(start_seconds=120.0, heartbeat_seconds=20.0, collective_seconds=60.0)
+    with RayGroup(Probe, shape, env={}, deadlines=deadlines) as group, pytest.raises(WorkerDiedError):
+        for process in psutil.Process().children(recursive=True):
+            if process.name() == "raylet":
+                process.kill()
+        group.call("train", 60.0, deadline_seconds=90.0)
+    sums = None
+    for _ in range(3):
+        try:
+            with RayGroup(Probe, shape, env={}, deadlines=deadlines) as group:
+                sums = group.call("all_reduce", deadline_seconds=60.0)
+            break
+        except WorkerDiedError:  # Ray needs a while to see that the node is gone; a supervisor starts again likewise
+            continue
+    assert sums == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("num_timeouts", [0, START_ATTEMPTS - 1, START_ATTEMPTS])
