@@ -18,6 +18,8 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .PHONY: help setup assets quickstart test check ui package faults bench test-numerics verify-model tokenizers masks parity clean
 export PYTHONUNBUFFERED := 1
+# Every worker process imports torch and vLLM: without bytecode files each would compile them again, for 10 s and more.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
