@@ -4,13 +4,15 @@ Everything is float32. The reference sees each document alone, without cache and
 packing can be wrong on its side; ours sees the documents packed and alone. Letters: L tokens of a document, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from lib.config.base import Frozen
 from lib.core.artifact import Staged
@@ -122,11 +124,12 @@ def build_logit_report(
     """
     family, _ = read_spec(folder)
     results = []
-    for index in range(num_configs):
-        results.append(compare_random(random_case(family.name, seed, index), seed + index))
-        if progress:
-            progress(index + 1)
-    checkpoint = compare_checkpoint(folder, seed)
+    with _transformers_quiet():
+        for index in range(num_configs):
+            results.append(compare_random(random_case(family.name, seed, index), seed + index))
+            if progress:
+                progress(index + 1)
+        checkpoint = compare_checkpoint(folder, seed)
     if progress:
         progress(num_configs + 1)
     problems = [problem for result in [*results, checkpoint] for problem in result.problems()]
@@ -143,6 +146,19 @@ def build_logit_report(
         problems=problems,
         passed=not problems,
     )
+
+
+@contextmanager
+def _transformers_quiet() -> Iterator[None]:
+    """Without its advice on odd configurations, which are drawn on purpose, and its own bars beside ours."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
 
 
 def write_logit_report(report: LogitReport, model_digest: str, staged: Staged) -> None:
