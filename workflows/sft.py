@@ -46,7 +46,7 @@ def sft(  # noqa: PLR0913 - a workflow's inputs are its form in the console
 
     Args:
         model: Hugging Face model folder, a path or a URI.
-        train_data: conversations to learn from, a .jsonl or .parquet file or a folder of them, a path or a URI.
+        train_data: conversations to learn from, in a layout of docs/data-formats.md: a file or a folder, a path or a URI.
         eval_data: conversations with answers to score the model on, before and after.
         learning_rate: peak of the schedule.
         steps: optimizer steps.
