@@ -29,6 +29,8 @@ class MixtureSource(Frozen):
     """Its rows are shuffled by this name, and the report shows its share under it."""
     location: str = Field(default="", max_length=4096)
     """Path or URL of its rows, or of an ingested data set; empty: the workflow's own data."""
+    digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    """Of what is at the location, so that a changed content is a changed input; a run without it is refused and names it."""
     weight: Number = Field(default=1.0, gt=0.0)
     """Its share of the rows, relative to the other sources' weights; 1 for all is the same share for each."""
     schedule: Annotated[tuple[WeightAt, ...], BeforeValidator(_as_tuple)] = ()

@@ -85,10 +85,17 @@ def open_mixture(config: DataConfig, own_data: str | Path, row_type: type[Exampl
     """The sources of a run by name: those of `config.mixture`, or the run's own data alone.
 
     Raises:
-        DataError, ArtifactCorruptError: see `open_examples`.
+        DataError, ArtifactCorruptError: see `open_examples`; or a location holds other content than its `digest` says.
     """
     places = {source.name: source.location or own_data for source in config.mixture} or {OWN_DATA: own_data}
-    return {name: open_examples(where, row_type, kind=kind) for name, where in places.items()}
+    sources = {name: open_examples(where, row_type, kind=kind) for name, where in places.items()}
+    for source in config.mixture:
+        if source.location and source.digest != (found := sources[source.name].digest):
+            problem = "holds other rows than its digest says" if source.digest else "has no digest"
+            raise DataError(
+                f"data.mixture: source {source.name!r} ({source.location}) {problem}; set digest: {found} to use what is there now"
+            )
+    return sources
 
 
 def mixture_digest(sources: Mapping[str, ExampleSource]) -> str:

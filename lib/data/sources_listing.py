@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from lib.core.errors import DataError, InfraError
-from lib.core.manifest import MANIFEST_NAME, digest_of
+from lib.core.manifest import MANIFEST_NAME, digest_of, file_sha256
 
 FORMATS = {".jsonl": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -41,7 +41,7 @@ class SourceFile:
     path: str
     size_bytes: int
     stamp: str
-    """The store's checksum, or a hash over size and samples of the content; a file of up to 1 MiB is hashed whole."""
+    """Sha256 of a file here. Of a remote one the store's checksum, or where it has none a hash over size and samples."""
     guard: tuple[Any, ...]
     """What a file that was touched since has otherwise; only good on this machine."""
     format: str
@@ -250,7 +250,10 @@ def _source_file(filesystem: AbstractFileSystem, name: str, info: dict[str, Any]
         raise DataError(f"{info['name']}: the store doesn't say how large it is, so it can't be read in parts; copy it")
     path, checksum = info["name"], next((str(info[key]) for key in _CHECKSUMS if info.get(key)), None)
     with reading(name):
-        stamp = checksum or _sampled_sha256(filesystem, path, size_bytes)
+        if isinstance(filesystem, LocalFileSystem):
+            stamp = file_sha256(Path(path))
+        else:
+            stamp = checksum or _sampled_sha256(filesystem, path, size_bytes)
     format_ = FORMATS[suffixes[-2] if compression else suffixes[-1]]
     return SourceFile(name, filesystem, path, size_bytes, stamp, _guard(info), format_, compression)
 

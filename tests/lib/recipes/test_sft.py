@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from lib.cluster.local import LocalGroup
 from lib.core.artifact import link_or_copy, read_manifest, stage_artifact, verify
 from lib.core.errors import ConfigError, DataError, InfraError, ModelError, NonFiniteLossError, RunInUseError
+from lib.core.examples import Conversation
 from lib.core.manifest import Manifest
+from lib.data.examples import open_examples
 from lib.recipes.sft import run_identity
 from lib.train.lock import run_lock
 from tests.lib.recipes.conftest import Inputs, Shown, job, metrics, train
@@ -195,11 +197,20 @@ def test_background_workers_change_no_step(uninterrupted: tuple[Path, Manifest],
 
 def test_a_mixture_is_trained_and_its_shares_are_reported(inputs: Inputs, tmp_path: Path) -> None:
     """The run's own data set and the files it was made from, 1 : 3; what the second lacks is found before training."""
-    mixture = [{"name": "own"}, {"name": "files", "weight": 3.0, "location": str(inputs.data.parent / "rows.jsonl")}]
+    rows = tmp_path / "rows.jsonl"
+    shutil.copyfile(inputs.data.parent / "rows.jsonl", rows)
+    digest = open_examples(rows, Conversation, kind="conversation").digest
+    files = {"name": "files", "weight": 3.0, "location": str(rows), "digest": digest}
+    mixture = [{"name": "own"}, files]
     train(inputs, job(data={"mixture": mixture}), tmp_path)
     packing = json.loads((tmp_path / "checkpoint" / "train_report.json").read_text())["packing"]
     shares = {name: source["share_of_documents"] for name, source in packing["sources"].items()}
     assert sum(shares.values()) == pytest.approx(1.0) and 0.5 < shares["files"] < 0.95
+    with pytest.raises(DataError, match=rf"source 'files' .* has no digest; set digest: {digest}"):
+        train(inputs, job(data={"mixture": [{"name": "own"}, {**files, "digest": ""}]}), tmp_path, run="other", name="other")
+    rows.write_bytes(rows.read_bytes().replace(b"sum", b"SUM", 1))  # of the same size
+    with pytest.raises(DataError, match=r"source 'files' .* holds other rows than its digest says"):
+        train(inputs, job(data={"mixture": mixture}), tmp_path, run="other", name="other")
     gone = [{"name": "own"}, {"name": "files", "location": str(tmp_path / "gone.jsonl")}]
     with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
         train(inputs, job(data={"mixture": gone}), tmp_path, run="other", name="other")
