@@ -93,7 +93,7 @@ def open_mixture(config: DataConfig, own_data: str | Path, row_type: type[Exampl
         if source.location and source.digest != (found := sources[source.name].digest):
             problem = "holds other rows than its digest says" if source.digest else "has no digest"
             raise DataError(
-                f"data.mixture: source {source.name!r} ({source.location}) {problem}; set digest: {found} to use what is there now"
+                f"data.mixture: source {source.name!r} ({source.location}) {problem}; set digest: {found} to use what is there"
             )
     return sources
 
