@@ -50,7 +50,7 @@ class ProcessProducer:
     def position(self) -> StreamPosition:
         """After the last `next_step`."""
         if self._position is None:
-            header = self._header(self._started())
+            header = self._header()
             self._position = StreamPosition(header["fingerprint"], header["next_row"], header["streams"])
         return self._position
 
@@ -61,11 +61,9 @@ class ProcessProducer:
             UserError: what the stream raised in its process.
             InfraError: the process died, or nothing came within the deadline.
         """
-        before, frames = self.position(), self._started()
-        header = self._header(frames)
-        arrays = [
-            np.frombuffer(frames.recv_bytes(), kind) if size else None for (_, kind), size in zip(_ARRAYS, header["sizes"])
-        ]
+        before = self.position()
+        header = self._header()
+        arrays = [np.frombuffer(self._frame(), kind) if size else None for (_, kind), size in zip(_ARRAYS, header["sizes"])]
         self._position = StreamPosition(before.fingerprint, header["next_row"], {**before.streams, **header["streams"]})
         return StepRows(_rows(header["rows"], arrays), header["numbers"])
 
@@ -88,18 +86,22 @@ class ProcessProducer:
             self._frames = Connection(our_in, writable=False)
         return self._frames
 
-    def _header(self, frames: Connection) -> dict[str, Any]:
-        try:
-            if not frames.poll(self._deadline_seconds):
-                raise InfraError(f"no batch was prepared within {self._deadline_seconds:.0f} s; the data process hangs")
-            header: dict[str, Any] = json.loads(frames.recv_bytes())
-        except (EOFError, OSError) as error:
-            code = self._process.wait() if self._process else None
-            raise InfraError(f"the data process died (exit code {code}); see its messages above") from error
+    def _header(self) -> dict[str, Any]:
+        header: dict[str, Any] = json.loads(self._frame())
         if "error" in header:
             kind = getattr(errors, header["error"], InfraError)
             raise kind(header["message"])
         return header
+
+    def _frame(self) -> bytes:
+        frames = self._started()
+        try:
+            if not frames.poll(self._deadline_seconds):
+                raise InfraError(f"no batch was prepared within {self._deadline_seconds:.0f} s; the data process hangs")
+            return frames.recv_bytes()
+        except (EOFError, OSError) as error:
+            code = self._process.wait() if self._process else None
+            raise InfraError(f"the data process died (exit code {code}); see its messages above") from error
 
 
 def _rows(rows: Sequence[Sequence[Sequence[Any]]], arrays: Sequence[np.ndarray | None]) -> list[PackedRow]:

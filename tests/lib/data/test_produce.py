@@ -28,7 +28,9 @@ def opened(arguments: Json, share: Share) -> PackedStream:
     config = DataConfig(num_streams=4, open_packs=3, shuffle_rows=5)
     sources = {OWN_DATA: source_of([60], arguments["lengths"])}
     encoding = Encoding(lambda texts: list(weighted(texts)), {"tokenizer": "numbers"})
-    return PackedStream(sources, encoding, config, sequence_length=64, rows_per_step=6, share=share)
+    return PackedStream(
+        sources, encoding, config, sequence_length=arguments.get("sequence_length", 64), rows_per_step=6, share=share
+    )
 
 
 ARGUMENTS = {"lengths": [n % 17 + 2 for n in range(60)]}
@@ -80,3 +82,15 @@ def test_errors_and_deaths_reach_the_consumer() -> None:
             for _ in range(1000):
                 feed.next_step()
     assert not _children()
+
+
+def test_a_death_amid_a_step_is_the_machines_fault() -> None:
+    """Killed when a step's header is in the pipe, whose room its arrays exceed: the consumer gets no part of that step."""
+    rows = {"lengths": [60_000] * 60, "sequence_length": 60_000}
+    producer = ProcessProducer(opened, rows, Share())
+    producer.position()
+    assert producer._frames is not None and producer._frames.poll(60)
+    for child in _children():
+        child.kill()
+    with pytest.raises(InfraError, match="the data process died"):
+        producer.next_step()
