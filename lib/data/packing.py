@@ -8,7 +8,7 @@ a bitset over the rooms, and its cost doesn't grow with the capacity.
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -41,9 +41,10 @@ class OpenPack(NamedTuple, Generic[Ref]):
 class BestFitPacker(Generic[Ref]):
     """Puts each item into the open pack it fills best, of equal ones the oldest; where none has room, opens one.
 
-    A pack closes when it is full, when it is the fullest of `open_packs` and room for a new one is needed, or when
-    `max_delay` further items have been placed since its first. So what is held and for how long is bounded, and which packs
-    come out is a function of the items and their order alone. No item is ever split.
+    A pack closes when it is full, when it is the fullest of `open_packs` and room for a new one is needed, or before
+    `max_delay` further items have been placed since its first: every `max_delay` / 8 items those close that would be kept
+    longer before the next such turn. So what is held and for how long is bounded, and which packs come out is a function of
+    the items and their order alone. No item is ever split.
     """
 
     def __init__(self, capacity: int, open_packs: int, max_delay: int) -> None:
@@ -52,14 +53,13 @@ class BestFitPacker(Generic[Ref]):
         self.capacity = capacity
         self.open_packs = open_packs
         self.max_delay = max_delay
+        self._turn = max(1, max_delay // 8)
         self._keys: list[int] = []
         """Sorted: room << _AGE_BITS | age of each open pack."""
         self._items: dict[int, list[Ref]] = {}
         """Age -> items of each open pack, the oldest first. The age of a pack is the number of its first item."""
         self.num_placed = 0
         """Items so far."""
-        self._next_check = 0
-        """Number of the item before which the oldest pack may have to close; too early where that one is closed already."""
 
     def add(self, length: int, ref: Ref) -> list[Pack[Ref]]:
         """Place one item of `length` tokens; returns the packs (none, or one) that this closed."""
@@ -71,34 +71,12 @@ class BestFitPacker(Generic[Ref]):
         Raises:
             ValueError: a length is below 1 or above the capacity; the items before it have been placed.
         """
-        keys, items, capacity = self._keys, self._items, self.capacity
         closed: list[Pack[Ref]] = []
-        for number, (length, ref) in enumerate(zip(lengths, refs), start=self.num_placed + 1):
-            self.num_placed = number
-            if number > self._next_check:
-                self._close_late(number, closed)
-            needed = length << _AGE_BITS
-            best = bisect_left(keys, needed)
-            if best < len(keys) and length > 0:
-                key = keys.pop(best) - needed
-                if key > _AGE_MASK:
-                    items[key & _AGE_MASK].append(ref)
-                    insort(keys, key, 0, best)
-                else:
-                    full = items.pop(key)
-                    full.append(ref)
-                    closed.append(Pack(full, 0))
-                continue
-            if not 0 < length <= capacity:
-                raise ValueError(f"an item of {length} tokens doesn't fit a pack of {capacity}: {ref!r}")
-            if length == capacity:
-                closed.append(Pack([ref], 0))
-                continue
-            if len(keys) == self.open_packs:
-                key = keys.pop(0)
-                closed.append(Pack(items.pop(key & _AGE_MASK), key >> _AGE_BITS))
-            items[number] = [ref]
-            insort(keys, (capacity - length) << _AGE_BITS | number)
+        pairs = zip(lengths, refs)
+        while part := list(islice(pairs, self._turn - self.num_placed % self._turn)):
+            if self.num_placed % self._turn == 0:
+                self._close_late(closed)
+            self._place(part, closed)
         return closed
 
     def flush(self) -> list[Pack[Ref]]:
@@ -115,20 +93,45 @@ class BestFitPacker(Generic[Ref]):
 
     def load(self, packs: Sequence[OpenPack[Ref]], num_placed: int) -> None:
         """Go on exactly where a packer of the same settings had these open packs."""
-        self.num_placed, self._next_check = num_placed, 0
+        self.num_placed = num_placed
         self._items = {pack.age: list(pack.refs) for pack in packs}
         self._keys = sorted(pack.room << _AGE_BITS | pack.age for pack in packs)
 
-    def _close_late(self, number: int, closed: list[Pack[Ref]]) -> None:
-        """Close the packs that may take no further item when item `number` comes."""
-        while self._items:
-            age = next(iter(self._items))
-            if number <= age + self.max_delay:
-                self._next_check = age + self.max_delay
-                return
-            index = next(index for index, key in enumerate(self._keys) if key & _AGE_MASK == age)
-            closed.append(Pack(self._items.pop(age), self._keys.pop(index) >> _AGE_BITS))
-        self._next_check = number + self.max_delay
+    def _place(self, part: Sequence[tuple[int, Ref]], closed: list[Pack[Ref]]) -> None:
+        keys, items, capacity, first = self._keys, self._items, self.capacity, self.num_placed + 1
+        self.num_placed += len(part)
+        for number, (length, ref) in enumerate(part, start=first):
+            needed = length << _AGE_BITS
+            best = bisect_left(keys, needed)
+            if best < len(keys) and length > 0:
+                key = keys.pop(best) - needed
+                if key > _AGE_MASK:
+                    items[key & _AGE_MASK].append(ref)
+                    insort(keys, key, 0, best)
+                else:
+                    full = items.pop(key)
+                    full.append(ref)
+                    closed.append(Pack(full, 0))
+                continue
+            if not 0 < length <= capacity:
+                self.num_placed = number - 1
+                raise ValueError(f"an item of {length} tokens doesn't fit a pack of {capacity}: {ref!r}")
+            if length == capacity:
+                closed.append(Pack([ref], 0))
+                continue
+            if len(keys) == self.open_packs:
+                key = keys.pop(0)
+                closed.append(Pack(items.pop(key & _AGE_MASK), key >> _AGE_BITS))
+            items[number] = [ref]
+            insort(keys, (capacity - length) << _AGE_BITS | number)
+
+    def _close_late(self, closed: list[Pack[Ref]]) -> None:
+        """Close the packs that would be kept too long before the next turn, the oldest first."""
+        oldest = self.num_placed + self._turn - self.max_delay
+        late = sorted((key & _AGE_MASK, key >> _AGE_BITS) for key in self._keys if key & _AGE_MASK < oldest)
+        if late:
+            self._keys[:] = [key for key in self._keys if key & _AGE_MASK >= oldest]
+            closed += [Pack(self._items.pop(age), room) for age, room in late]
 
 
 @dataclass(frozen=True)

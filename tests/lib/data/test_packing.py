@@ -51,12 +51,15 @@ def test_restart_between_any_two_items_changes_nothing(lengths: list[int], open_
 @given(st.lists(st.integers(1, 32), max_size=80), st.integers(1, 6), st.integers(1, 40))
 def test_packs_are_those_of_a_plain_best_fit(lengths: list[int], open_packs: int, max_delay: int) -> None:
     """The same rooms, item by item, as searching a list of open packs for the tightest fit; never more of them open, and
-    none that was opened more than `max_delay` items ago."""
+    none that was opened more than `max_delay` items ago; each turn closes those that the next turn would find too late."""
     packer: BestFitPacker[int] = BestFitPacker(32, open_packs, max_delay)
+    turn = max(1, max_delay // 8)
     rooms: list[tuple[int, int]] = []
     for ref, length in enumerate(lengths):
-        closed = [room for room, opened in rooms if ref - opened > max_delay]
-        rooms = [(room, opened) for room, opened in rooms if ref - opened <= max_delay]
+        late = {opened for _, opened in rooms if ref % turn == 0 and ref + turn - 1 - opened > max_delay}
+        closed = [room for room, opened in sorted(rooms, key=lambda pack: pack[1]) if opened in late]
+        rooms = [(room, opened) for room, opened in rooms if opened not in late]
+        assert all(ref - opened <= max_delay for _, opened in rooms)
         fitting = [pack for pack in rooms if pack[0] >= length]
         if fitting:
             rooms.remove(min(fitting))
