@@ -1,16 +1,21 @@
 """Install a full lock file into the running virtual environment, with progress; standard library only.
 
 `python requirements/install.py requirements/cpu.txt` installs exactly what the file lists (`--no-deps`), torch first: from
-wherever pip is configured to look, else from PyTorch's index of CPU wheels. Then it installs this project, editable.
+wherever pip is configured to look, else from PyTorch's index of CPU wheels. While the small packages are fetched, the large
+ones' bytecode is compiled: else the first import of each would, one after the other. Then it installs this project, editable.
 """
 
 import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+LARGE = ("torch", "vllm", "ray", "transformers")
+"""Fetched first and compiled beside the rest. Of transformers' models, the few that are used are left to their first import."""
+COMPILE = [sys.executable, "-m", "compileall", "-qq", "-x", r"transformers/models/\w+/"]
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 LOG_TAIL_LINES = 30
 PIP = [
@@ -29,14 +34,14 @@ PIP = [
 def main(lock_file: Path) -> int:
     """0 when all is installed; else prints the end of pip's output."""
     lines = [line.split("#")[0].strip() for line in lock_file.read_text(encoding="utf-8").splitlines()]
-    torch = next(line for line in lines if line.startswith("torch=="))
+    torch, *large = (next(line for line in lines if line.startswith((f"{name}==", f"{name}-cpu=="))) for name in LARGE)
     log = Path(sys.prefix) / "install.log"
     log.write_bytes(b"")
     total = sum(1 for line in lines if line)
-    installed = run([torch], log, "torch", total) or run([torch, "--index-url", TORCH_CPU_INDEX], log, "torch", total)
     steps = (
-        lambda: installed,
-        lambda: run(["-r", str(lock_file)], log, "packages", total),
+        lambda: run([torch], log, "torch", total) or run([torch, "--index-url", TORCH_CPU_INDEX], log, "torch", total),
+        lambda: run(large, log, "large packages", total),
+        lambda: compiled(lambda: run(["-r", str(lock_file)], log, "packages", total)),
         lambda: run(["--no-build-isolation", "--editable", str(REPOSITORY)], log, "postflyte", total),
     )
     for step in steps:
@@ -45,6 +50,17 @@ def main(lock_file: Path) -> int:
             print("\n".join(tail), f"\nset-up failed; the whole output of pip is in {log}", sep="", file=sys.stderr)
             return 1
     return 0
+
+
+def compiled(beside: Callable[[], bool]) -> bool:
+    """Compile the large packages while something else runs; a file that is no valid Python is not our concern."""
+    packages = Path(sysconfig.get_path("purelib"))
+    folders = [str(packages / name) for name in LARGE]
+    compiling = subprocess.Popen([*COMPILE, *folders])
+    try:
+        return beside()
+    finally:
+        compiling.wait()
 
 
 def run(arguments: list[str], log: Path, what: str, total: int) -> bool:

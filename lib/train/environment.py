@@ -8,7 +8,8 @@ def cpu_environment(threads: int) -> dict[str, str]:
     """Environment variables for a worker with that many compute threads.
 
     Waiting threads sleep rather than spin: a spinning thread of one rank takes the core from another. Freed memory stays
-    with the process: giving large blocks back and faulting them in again takes up to a third of a training step.
+    with the process: giving large blocks back and faulting them in again takes up to a third of a training step. One arena
+    for all threads, because only the first keeps large blocks, and a worker's method doesn't run in the main thread.
     """
     if threads < 1:
         raise ValueError(f"threads is {threads}; a worker needs at least 1")
@@ -19,6 +20,7 @@ def cpu_environment(threads: int) -> dict[str, str]:
         "GOMP_SPINCOUNT": "0",
         "RAYON_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
+        "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": str(_ALLOCATOR_BYTES),
         "MALLOC_TRIM_THRESHOLD_": str(_ALLOCATOR_BYTES),
         "MALLOC_TOP_PAD_": str(_ALLOCATOR_PAD_BYTES),
