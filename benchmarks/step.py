@@ -1,0 +1,294 @@
+"""A training step by itself: ours against transformers and TRL at the same documents, forward, backward and AdamW, one thread.
+
+`python -m benchmarks step [--rounds 2] [--tokens 2048] [--row 1024] [--trl-steps 4]`
+
+One factor at a time: ours and transformers (`hf`), each packed and padded (8 documents padded to the longest), in float32 and
+in bfloat16; all four project trained positions only. `plain_loop` is what most people write: padded, all logits, the model's
+own loss. `trl_packed` is TRL's SFTTrainer with bfd packing and its padding-free batches, its own steps timed by a callback.
+Useful tokens are those that are no padding; the losses of all variants of a dtype agree or the benchmark stops. A random
+Llama of 62 M weights; half of each document is trained.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from benchmarks.floor import measure_floor
+from benchmarks.report import Report, interleaved_cpu_seconds, medians, say
+from lib.core.errors import UserError
+from lib.core.examples import IGNORE_INDEX
+from lib.data.batch import collate
+from lib.data.document import Document, PackedRow
+from lib.data.packing import plan_packs
+from lib.models.decoder import Decoder
+from lib.models.flops import attended_pairs, flops_per_step
+from lib.models.hf_io import load_full, read_spec
+from lib.models.spec import DecoderSpec
+from lib.train.step import LossModule, MicroBatch, accumulate_gradients
+
+CONFIG = {
+    "vocab_size": 16384,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
+TOKENIZER = Path(".quickstart/smollm2")
+PADDED_ROWS = 8
+PAD_ID = 2
+MAX_GRAD_NORM, LEARNING_RATE = 1.0, 1e-5
+TARGETS = {
+    "tokens_per_cpu_s_vs_trl_packed": 2.0,
+    "tokens_per_cpu_s_vs_plain_loop": 1.5,
+    "packed_share_of_ideal": 0.9,
+    "share_of_fp32_ceiling": 0.85,
+    "share_of_bf16_ceiling": 0.55,
+}
+Step = Callable[[], float]
+
+
+def make_documents(num_tokens: int, longest: int) -> list[Document]:
+    """Random tokens of log-normal lengths (mean 256, sigma 1), the second half of each trained."""
+    source = np.random.default_rng(0)
+    documents: list[Document] = []
+    while (left := num_tokens - sum(len(document.token_ids) for document in documents)) >= 4:
+        length = int(np.clip(source.lognormal(np.log(256) - 0.5, 1.0), 4, min(longest, left)))
+        ids = source.integers(3, CONFIG["vocab_size"], length).astype(np.int32)
+        documents.append(Document(f"d{len(documents)}", ids, np.arange(length) >= length // 2))
+    return documents
+
+
+def packed_rows(documents: Sequence[Document], row: int) -> list[PackedRow]:
+    plan = plan_packs(np.array([len(document.token_ids) for document in documents]), row, open_packs=16, max_delay=1024)
+    bounds = zip(plan.offsets[:-1].tolist(), plan.offsets[1:].tolist())
+    return [PackedRow(tuple(documents[index] for index in plan.order[start:stop])) for start, stop in bounds]
+
+
+def packed(documents: Sequence[Document], row: int) -> list[MicroBatch]:
+    """One row a micro-batch."""
+    return [MicroBatch.of(collate([one], row, PAD_ID)) for one in packed_rows(documents, row)]
+
+
+def padded(documents: Sequence[Document]) -> list[MicroBatch]:
+    """Eight documents a micro-batch, in their order."""
+    found = []
+    for start in range(0, len(documents), PADDED_ROWS):
+        rows = [PackedRow((document,)) for document in documents[start : start + PADDED_ROWS]]
+        found.append(MicroBatch.of(collate(rows, max(row.num_tokens for row in rows), PAD_ID)))
+    return found
+
+
+def our_step(module: LossModule, micro_batches: Sequence[MicroBatch]) -> Step:
+    num_targets = sum(micro.batch.num_targets for micro in micro_batches)
+
+    def backward() -> float:
+        total, _ = accumulate_gradients(module, micro_batches, denominator=num_targets, device=torch.device("cpu"))
+        return total / num_targets
+
+    return _with_optimizer(module, backward)
+
+
+def hf_step(model: LlamaForCausalLM, micro_batches: Sequence[MicroBatch], *, all_logits: bool = False) -> Step:
+    """Labels are those of our batch, already shifted; positions tell transformers where packed documents begin."""
+    num_targets = sum(micro.batch.num_targets for micro in micro_batches)
+
+    def backward() -> float:
+        total = 0.0
+        for micro in micro_batches:
+            batch = micro.batch
+            is_packed = max(len(ids) for ids in batch.sample_ids) > 1
+            where: dict[str, Any] = (
+                {"position_ids": batch.positions} if is_packed else {"attention_mask": (batch.document_ids >= 0).long()}
+            )
+            if all_logits:
+                logits = model(input_ids=batch.token_ids, use_cache=False, **where).logits
+                loss = torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+                )
+            else:
+                hidden = model.model(input_ids=batch.token_ids, use_cache=False, **where).last_hidden_state
+                kept = batch.labels != IGNORE_INDEX
+                logits = model.lm_head(hidden[kept]).float()
+                loss = torch.nn.functional.cross_entropy(logits, batch.labels[kept], reduction="sum")
+            (loss / num_targets).backward()
+            total += float(loss)
+        return total / num_targets
+
+    return _with_optimizer(model, backward)
+
+
+def _with_optimizer(module: torch.nn.Module, backward: Step) -> Step:
+    optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, fused=True)
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        return loss
+
+    return step
+
+
+class _StepTimer(TrainerCallback):  # type: ignore[misc]
+    """CPU seconds of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = 0.0
+
+    def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
+        self._began = time.process_time()
+
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        self.seconds.append(time.process_time() - self._began)
+
+
+def trl_tokens_per_second(folder: Path, documents: Sequence[Document], options: argparse.Namespace, scratch: Path) -> float:
+    """Useful tokens a CPU second of SFTTrainer's steps but the first."""
+    rows = packed_rows(documents, options.row)
+    examples = {
+        "input_ids": [document.token_ids.tolist() for document in documents],
+        "labels": [np.where(document.loss_mask, document.token_ids, IGNORE_INDEX).tolist() for document in documents],
+    }
+    timer = _StepTimer()
+    trainer = SFTTrainer(
+        model=LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        args=SFTConfig(
+            output_dir=str(scratch),
+            use_cpu=True,
+            bf16=False,
+            packing=True,
+            packing_strategy="bfd",
+            max_length=options.row,
+            shuffle_dataset=False,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=len(rows),
+            gradient_checkpointing=False,
+            max_steps=options.trl_steps,
+            learning_rate=LEARNING_RATE,
+            optim="adamw_torch_fused",
+            logging_steps=1,
+            disable_tqdm=True,
+            save_strategy="no",
+            report_to=[],
+        ),
+        train_dataset=datasets.Dataset.from_dict(examples),
+        processing_class=AutoTokenizer.from_pretrained(TOKENIZER),
+        callbacks=[timer],
+    )
+    trainer.train()
+    seen = [entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry]
+    rates = [(after - before) / second for before, after, second in zip(seen, seen[1:], timer.seconds[1:])]
+    return statistics.median(rates)
+
+
+def step_flops(spec: DecoderSpec, micro_batches: Sequence[MicroBatch], *, with_padding: bool) -> int:
+    """Of a step; padding goes through the linear layers, not through attention or the head."""
+    num_slots = sum(micro.batch.token_ids.numel() for micro in micro_batches)
+    lengths = [span.length for micro in micro_batches for span in micro.layout.spans]
+    return flops_per_step(
+        spec,
+        num_tokens=num_slots if with_padding else sum(lengths),
+        num_attended_pairs=attended_pairs(spec, lengths),
+        num_targets=sum(micro.batch.num_targets for micro in micro_batches),
+    )
+
+
+def make_steps(folder: Path, documents: Sequence[Document], row: int) -> dict[str, Step]:
+    """Every variant with weights and moments of its own, from the same checkpoint."""
+    spec = read_spec(folder)[1]
+
+    def module(dtype: torch.dtype) -> LossModule:
+        decoder = Decoder(spec)
+        load_full(decoder, folder)
+        return LossModule(decoder.to(dtype), chunk_tokens=256)
+
+    def model(dtype: torch.dtype) -> LlamaForCausalLM:
+        return LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+
+    single, half = torch.float32, torch.bfloat16
+    return {
+        "ours_packed": our_step(module(single), packed(documents, row)),
+        "ours_padded": our_step(module(single), padded(documents)),
+        "hf_packed": hf_step(model(single), packed(documents, row)),
+        "hf_padded": hf_step(model(single), padded(documents)),
+        "plain_loop": hf_step(model(single), padded(documents), all_logits=True),
+        "ours_packed_bf16": our_step(module(half), packed(documents, row)),
+        "hf_packed_bf16": hf_step(model(half), packed(documents, row)),
+    }
+
+
+def check_losses(losses: dict[str, float]) -> float:
+    """Greatest relative difference of a first loss from ours of the same dtype; stops if the work isn't the same."""
+    expected = {name: losses["ours_packed_bf16" if name.endswith("bf16") else "ours_packed"] for name in losses}
+    differences = {name: abs(loss - expected[name]) / expected[name] for name, loss in losses.items()}
+    for name, difference in differences.items():
+        if difference > (1e-2 if name.endswith("bf16") else 1e-5):
+            raise UserError(f"{name} has another loss, so it does other work: {losses}")
+    return max(difference for name, difference in differences.items() if not name.endswith("bf16"))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Race all variants and print the report."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks step")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--row", type=int, default=1024)
+    parser.add_argument("--trl-steps", type=int, default=4)
+    options = parser.parse_args(arguments)
+    floor = measure_floor()
+    documents = make_documents(options.tokens, options.row)
+    num_tokens = sum(len(document.token_ids) for document in documents)
+    with tempfile.TemporaryDirectory(prefix="postflyte-step-") as scratch:
+        folder = Path(scratch) / "model"
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(**CONFIG)).save_pretrained(folder)
+        spec = read_spec(folder)[1]
+        steps = make_steps(folder, documents, options.row)
+        difference = check_losses({name: step() for name, step in steps.items()})
+        seconds = medians(interleaved_cpu_seconds(steps, rounds=options.rounds))
+        say("  trl_packed")
+        rates = {name: num_tokens / value for name, value in seconds.items()}
+        rates["trl_packed"] = trl_tokens_per_second(folder, documents, options, Path(scratch) / "trl")
+    layouts = {"packed": packed(documents, options.row), "padded": padded(documents)}
+    useful = step_flops(spec, layouts["packed"], with_padding=False)
+    work = {name: step_flops(spec, layout, with_padding=True) for name, layout in layouts.items()}
+    ideal = work["padded"] / work["packed"]
+    report = Report("step")
+    report.ours = {
+        "tokens_per_cpu_s": rates["ours_packed"],
+        "tokens_per_cpu_s_bf16": rates["ours_packed_bf16"],
+        "packed_share_of_ideal": rates["ours_packed"] / rates["ours_padded"] / ideal,
+        "share_of_fp32_ceiling": useful / seconds["ours_packed"] / 1e9 / floor["fp32_gflops"],
+        "share_of_bf16_ceiling": useful / seconds["ours_packed_bf16"] / 1e9 / floor["bf16_gflops"],
+    }
+    for peer in ("ours_padded", "hf_packed", "hf_padded", "plain_loop", "trl_packed"):
+        report.peers[peer] = {"tokens_per_cpu_s": rates[peer]}
+        report.compare("tokens_per_cpu_s", peer, smaller_is_better=False)
+    report.peers["hf_packed"]["tokens_per_cpu_s_bf16"] = rates["hf_packed_bf16"]
+    report.compare("tokens_per_cpu_s_bf16", "hf_packed", smaller_is_better=False)
+    report.targets = TARGETS
+    report.details = {
+        "documents": len(documents),
+        "tokens": num_tokens,
+        "padded_rows": PADDED_ROWS,
+        "slots": {name: sum(micro.batch.token_ids.numel() for micro in layout) for name, layout in layouts.items()},
+        "ideal_packed_vs_padded": ideal,
+        "max_relative_loss_difference": difference,
+        "options": vars(options),
+    }
+    report.print(floor)
