@@ -1,15 +1,16 @@
-"""A model folder of the user to a checked model, and the proof that we compute what transformers computes."""
+"""A model folder of the user, and the tokens it is to have, to a checked model; the proof that it computes what it should."""
 
 from typing import TYPE_CHECKING
 
 from flytekit import task
 
+from lib.config.vocabulary import VocabularyConfig
 from tasks.artifacts import LogitReport, LogitReportFolder, ModelArtifact, ModelFolder
 from tasks.cache import CACHED
 from tasks.environments import CPU_IMAGE, MEDIUM, RETRIES, SHORT, TRAIN_IMAGE, retry_infrastructure
 from tasks.lazy import lazy
 from tasks.progress import bar
-from tasks.sources import ModelSource
+from tasks.sources import ModelSource, VectorFile
 
 if TYPE_CHECKING:
     from lib.models import admit, verify
@@ -20,12 +21,13 @@ else:
 
 @task(cache=CACHED, container_image=CPU_IMAGE, requests=MEDIUM, retries=RETRIES, timeout=SHORT)
 @retry_infrastructure
-def prepare_model(source: ModelSource) -> ModelArtifact:
-    """Take over config, tokenizer and safetensors of a Hugging Face folder after checking them."""
+def prepare_model(source: ModelSource, vocabulary: VocabularyConfig) -> ModelArtifact:
+    """Take over config, tokenizer and safetensors of a Hugging Face folder after checking them, and add the tokens."""
     model = ModelFolder.create()
     with model.write() as staged:
         staged.lineage["source"] = source.content_hash()
-        admit.admit_model(source.open(), staged)
+        vectors = VectorFile(vocabulary.vectors).open() if vocabulary.vectors else None
+        admit.prepare_model(source.open(), vocabulary, staged, vectors=vectors)
     return model
 
 

@@ -33,6 +33,12 @@ class ModelSourceFolder(Source):
     folder_only = True
 
 
+class VectorFile(Source):
+    """Rows of added tokens; named in a configuration, which also has its digest."""
+
+    what = "a safetensors file of vectors"
+
+
 for _cls in (RawDataSource, ModelSourceFolder):
     TypeEngine.register(SourceTransformer(_cls))
 

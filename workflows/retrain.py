@@ -6,9 +6,10 @@ from flytekit import workflow
 
 from lib.config.evaluation import EvalConfig
 from lib.config.recipes import SftConfig
+from lib.config.vocabulary import VocabularyConfig
 from tasks.ingest import data_window
 from tasks.sources import ModelSource, RawData
-from workflows.sft import DEFAULT_CONFIG, DEFAULT_EVALUATION, SftOutputs, sft
+from workflows.sft import DEFAULT_CONFIG, DEFAULT_EVALUATION, NO_TOKENS, SftOutputs, sft
 
 
 @workflow
@@ -24,6 +25,7 @@ def retrain_sft(  # noqa: PLR0913 - a workflow's inputs are its form in the cons
     gpus_per_node: int = 8,
     config: SftConfig = DEFAULT_CONFIG,
     evaluation: EvalConfig = DEFAULT_EVALUATION,
+    vocabulary: VocabularyConfig = NO_TOKENS,
 ) -> SftOutputs:
     """Fine-tune on the rows of the day before the kickoff.
 
@@ -39,6 +41,7 @@ def retrain_sft(  # noqa: PLR0913 - a workflow's inputs are its form in the cons
         gpus_per_node: see `sft`.
         config: see `sft`.
         evaluation: see `sft`.
+        vocabulary: see `sft`.
     """
     return sft(
         model=model,
@@ -51,4 +54,5 @@ def retrain_sft(  # noqa: PLR0913 - a workflow's inputs are its form in the cons
         gpus_per_node=gpus_per_node,
         config=config,
         evaluation=evaluation,
+        vocabulary=vocabulary,
     )

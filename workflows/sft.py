@@ -9,6 +9,7 @@ from flytekit import workflow
 
 from lib.config.evaluation import EvalConfig
 from lib.config.recipes import SftConfig
+from lib.config.vocabulary import VocabularyConfig
 from tasks.artifacts import Checkpoint, ModelArtifact, Report
 from tasks.evaluate import evaluate
 from tasks.ingest import ingest
@@ -19,6 +20,7 @@ from tasks.train import check_job, train
 
 DEFAULT_CONFIG = SftConfig()
 DEFAULT_EVALUATION = EvalConfig()
+NO_TOKENS = VocabularyConfig()
 
 
 class SftOutputs(NamedTuple):
@@ -41,6 +43,7 @@ def sft(  # noqa: PLR0913 - a workflow's inputs are its form in the console
     gpus_per_node: int = 0,
     config: SftConfig = DEFAULT_CONFIG,
     evaluation: EvalConfig = DEFAULT_EVALUATION,
+    vocabulary: VocabularyConfig = NO_TOKENS,
 ) -> SftOutputs:
     """Fine-tune a model on conversations and compare it with itself before.
 
@@ -55,18 +58,13 @@ def sft(  # noqa: PLR0913 - a workflow's inputs are its form in the console
         gpus_per_node: GPUs on each; 0 trains on CPU.
         config: everything else about training.
         evaluation: how the model is scored.
+        vocabulary: tokens that the model gets before it is trained.
     """
-    job = check_job(
-        learning_rate=learning_rate,
-        steps=steps,
-        sequence_length=sequence_length,
-        nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        config=config,
-    )
+    size = {"sequence_length": sequence_length, "nodes": nodes, "gpus_per_node": gpus_per_node}
+    job = check_job(learning_rate=learning_rate, steps=steps, config=config, **size)
     rows = ingest(source=train_data)
     held_out = ingest(source=eval_data)
-    prepared = prepare_model(source=model)
+    prepared = prepare_model(source=model, vocabulary=vocabulary)
     proof = verify_model(model=prepared)
     before = evaluate(model=prepared, data=held_out, config=evaluation, gpus_per_node=gpus_per_node)
     checkpoint = train(model=prepared, data=rows, report=proof, job=job)

@@ -38,8 +38,15 @@ def row_losses(
         batch = collate([pack], pack.num_tokens, pad_id)
         layout = DocumentLayout.from_document_ids(batch.document_ids.to(device))
         hidden_BTD = decoder(batch.token_ids.to(device), batch.positions.to(device), layout)
-        labels, softcap = batch.labels.to(device), decoder.spec.logit_softcap
-        logprobs_N = token_logprobs(hidden_BTD, decoder.head_weight, labels, CHUNK_TOKENS, softcap=softcap).double().cpu()
+        logprobs_N = token_logprobs(
+            hidden_BTD,
+            decoder.head_weight,
+            batch.labels.to(device),
+            CHUNK_TOKENS,
+            vocab_size=decoder.spec.vocab_size,
+            softcap=decoder.spec.logit_softcap,
+        )
+        logprobs_N = logprobs_N.double().cpu()
         document_of_N = batch.document_ids[batch.labels != IGNORE_INDEX]
         for number in range(len(pack.documents)):
             own = logprobs_N[document_of_N == number]

@@ -4,9 +4,9 @@ Three things make it small and fast. Positions without a target are dropped befo
 a chunk of tokens at a time. And the gradients are computed in the forward pass, while a chunk's logits exist, so that
 nothing is kept and nothing is projected twice; the backward pass only scales them.
 
-Letters: N trained tokens, D model, V vocabulary, C tokens of a chunk. The softmax runs over a few rows at a time, so
-that its four passes over them stay in the processor's cache. Statistics and the weight's gradient are float32 whatever
-the dtype of the inputs (float64 for float64 inputs).
+Letters: N trained tokens, D model, V vocabulary, R rows of the head (V and padding), C tokens of a chunk. The softmax runs
+over a few tokens at a time, so that its four passes over them stay in the processor's cache. Statistics and the weight's
+gradient are float32 whatever the dtype of the inputs (float64 for float64 inputs).
 """
 
 from typing import Any
@@ -24,30 +24,35 @@ _VOCAB_TILE = 1 << 14
 
 def cross_entropy_sum(
     hidden: torch.Tensor,
-    head_weight_VD: torch.Tensor,
+    head_weight_RD: torch.Tensor,
     labels: torch.Tensor,
     chunk_tokens: int,
     *,
+    vocab_size: int | None = None,
     softcap: float | None = None,
     factors: torch.Tensor | None = None,
 ) -> LossSum:
     """Sum of `-log softmax(hidden @ head_weight.T)[label]` over the positions that have a label.
 
+    The softmax is over the first vocab_size rows of the head (all by default): the others have no probability and their
+    gradient is exactly zero.
+
     With a softcap the logits are `softcap * tanh(hidden @ head_weight.T / softcap)`; with factors each position's loss is
     multiplied by its own before the sum.
 
-    Shapes: hidden [..., D]; head_weight_VD [V, D], of the same dtype; labels [...] int64, IGNORE_INDEX where no loss;
+    Shapes: hidden [..., D]; head_weight_RD [R, D], of the same dtype; labels [...] int64, IGNORE_INDEX where no loss;
         factors [...] float32, read only where there is a label.
     Returns: total, count, and `num_correct` (targets that have the greatest logit). The result can be differentiated
-        once with respect to hidden and head_weight_VD.
+        once with respect to hidden and head_weight_RD.
     Raises:
         ValueError: a label is outside [0, V), or shapes or chunk_tokens don't fit.
     """
-    hidden_ND, labels_N, kept_N = _trained(hidden, head_weight_VD, labels, chunk_tokens)
+    vocab_size = head_weight_RD.shape[0] if vocab_size is None else vocab_size
+    hidden_ND, labels_N, kept_N = _trained(hidden, head_weight_RD, labels, chunk_tokens, vocab_size)
     if factors is not None and factors.shape != labels.shape:
         raise ValueError(f"factors have shape {list(factors.shape)}, labels {list(labels.shape)}")
     factors_N = None if factors is None else factors.reshape(-1)[kept_N]
-    inputs = (hidden_ND, head_weight_VD, labels_N, factors_N, chunk_tokens, softcap)
+    inputs = (hidden_ND, head_weight_RD, labels_N, factors_N, chunk_tokens, vocab_size, softcap)
     total, num_correct = _ChunkedCrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]
     return LossSum(total=total, num_tokens=labels_N.numel(), metrics={"num_correct": num_correct})
 
@@ -55,27 +60,30 @@ def cross_entropy_sum(
 @torch.no_grad()
 def token_logprobs(
     hidden: torch.Tensor,
-    head_weight_VD: torch.Tensor,
+    head_weight_RD: torch.Tensor,
     labels: torch.Tensor,
     chunk_tokens: int,
     *,
+    vocab_size: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
     """[N] log-probabilities of the labels that are not IGNORE_INDEX, in order, without gradients.
 
-    Shapes, softcap and errors as in `cross_entropy_sum`.
+    Shapes, vocab_size, softcap and errors as in `cross_entropy_sum`.
     """
-    hidden_ND, labels_N, _ = _trained(hidden, head_weight_VD, labels, chunk_tokens)
+    vocab_size = head_weight_RD.shape[0] if vocab_size is None else vocab_size
+    hidden_ND, labels_N, _ = _trained(hidden, head_weight_RD, labels, chunk_tokens, vocab_size)
     pieces = [torch.zeros(0, dtype=_statistics_dtype(hidden.dtype), device=hidden.device)]
     for start in range(0, labels_N.numel(), chunk_tokens):
-        logits_CV = _capped(hidden_ND[start : start + chunk_tokens] @ head_weight_VD.T, softcap)
+        logits_CR = hidden_ND[start : start + chunk_tokens] @ head_weight_RD.T
+        logits_CV = _capped(logits_CR[:, :vocab_size], softcap)
         nll_C, _ = _softmax_minus_one_hot(logits_CV, labels_N[start : start + chunk_tokens], want_grad=False)
         pieces.append(-nll_C)
     return torch.cat(pieces)
 
 
 def _trained(
-    hidden: torch.Tensor, head_weight_VD: torch.Tensor, labels: torch.Tensor, chunk_tokens: int
+    hidden: torch.Tensor, head_weight_RD: torch.Tensor, labels: torch.Tensor, chunk_tokens: int, vocab_size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The positions that have a label: hidden [N, D], labels [N], and where they are among the flattened, [N].
 
@@ -83,15 +91,17 @@ def _trained(
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
-    if hidden.shape[:-1] != labels.shape or hidden.shape[-1] != head_weight_VD.shape[1]:
-        shapes = [list(tensor.shape) for tensor in (hidden, head_weight_VD, labels)]
+    if hidden.shape[:-1] != labels.shape or hidden.shape[-1] != head_weight_RD.shape[1]:
+        shapes = [list(tensor.shape) for tensor in (hidden, head_weight_RD, labels)]
         raise ValueError(f"shapes of hidden, weight and labels don't fit: {shapes}")
+    if not 0 < vocab_size <= head_weight_RD.shape[0]:
+        raise ValueError(f"vocab_size is {vocab_size}, the head has {head_weight_RD.shape[0]} rows")
     labels_T = labels.reshape(-1)
     kept_N = (labels_T != IGNORE_INDEX).nonzero().squeeze(-1)
     labels_N = labels_T[kept_N]
-    if labels_N.numel() and (int(labels_N.min()) < 0 or int(labels_N.max()) >= head_weight_VD.shape[0]):
+    if labels_N.numel() and (int(labels_N.min()) < 0 or int(labels_N.max()) >= vocab_size):
         span = f"{int(labels_N.min())}..{int(labels_N.max())}"
-        raise ValueError(f"labels span {span}, the vocabulary is {head_weight_VD.shape[0]}")
+        raise ValueError(f"labels span {span}, the vocabulary is {vocab_size}")
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, kept_N), labels_N, kept_N
 
 
@@ -134,14 +144,14 @@ def _softmax_minus_one_hot(
     return nll_C, correct_C
 
 
-def _accumulate_weight_grad(grad_VD: torch.Tensor, grad_logits_CV: torch.Tensor, hidden_CD: torch.Tensor) -> None:
-    """grad_VD += grad_logits_CV.T @ hidden_CD, with the sum over chunks in grad_VD's dtype."""
-    if grad_VD.dtype == hidden_CD.dtype:
-        grad_VD.addmm_(grad_logits_CV.T, hidden_CD)
+def _accumulate_weight_grad(grad_RD: torch.Tensor, grad_logits_CR: torch.Tensor, hidden_CD: torch.Tensor) -> None:
+    """grad_RD += grad_logits_CR.T @ hidden_CD, with the sum over chunks in grad_RD's dtype."""
+    if grad_RD.dtype == hidden_CD.dtype:
+        grad_RD.addmm_(grad_logits_CR.T, hidden_CD)
         return
-    for start in range(0, grad_VD.shape[0], _VOCAB_TILE):
+    for start in range(0, grad_RD.shape[0], _VOCAB_TILE):
         tile = slice(start, start + _VOCAB_TILE)
-        grad_VD[tile].add_(grad_logits_CV[:, tile].T @ hidden_CD)
+        grad_RD[tile].add_(grad_logits_CR[:, tile].T @ hidden_CD)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -151,21 +161,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_ND: torch.Tensor,
-        weight_VD: torch.Tensor,
+        weight_RD: torch.Tensor,
         labels_N: torch.Tensor,
         factors_N: torch.Tensor | None,
         chunk_tokens: int,
+        vocab_size: int,
         softcap: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = _statistics_dtype(hidden_ND.dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=dtype) if wants_weight else None
+        grad_weight_RD = torch.zeros_like(weight_RD, dtype=dtype) if wants_weight else None
         nll_N = torch.empty(labels_N.numel(), dtype=dtype, device=hidden_ND.device)
         num_correct = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
         for start in range(0, labels_N.numel(), chunk_tokens):
             part = slice(start, start + chunk_tokens)
-            logits_CV = _capped(hidden_ND[part] @ weight_VD.T, softcap)
+            logits_CR = hidden_ND[part] @ weight_RD.T
+            logits_CV = _capped(logits_CR[:, :vocab_size], softcap)
             slope_CV = 1 - (logits_CV / softcap).square() if softcap is not None else None
             nll_N[part], correct_C = _softmax_minus_one_hot(logits_CV, labels_N[part], want_grad=wants_hidden or wants_weight)
             num_correct += correct_C.sum()
@@ -174,11 +186,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if factors_N is not None:
                 nll_N[part] *= factors_N[part]
                 logits_CV.mul_(factors_N[part, None].to(logits_CV.dtype))
+            logits_CR[:, vocab_size:] = 0.0  # padding was no part of the softmax
             if grad_hidden_ND is not None:
-                torch.mm(logits_CV, weight_VD, out=grad_hidden_ND[part])
-            if grad_weight_VD is not None:
-                _accumulate_weight_grad(grad_weight_VD, logits_CV, hidden_ND[part])
-        ctx.grads = (grad_hidden_ND, grad_weight_VD)
+                torch.mm(logits_CR, weight_RD, out=grad_hidden_ND[part])
+            if grad_weight_RD is not None:
+                _accumulate_weight_grad(grad_weight_RD, logits_CR, hidden_ND[part])
+        ctx.grads = (grad_hidden_ND, grad_weight_RD)
         ctx.mark_non_differentiable(num_correct)
         # Added up in float64, so that the sum doesn't depend on how many tokens come together.
         return nll_N.sum(dtype=torch.float64).to(dtype), num_correct
@@ -191,4 +204,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for grad in (grad_hidden, grad_weight):
             if grad is not None:
                 grad.mul_(upstream[0].to(grad.dtype))
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None

@@ -1,11 +1,16 @@
 """The gate that a model folder passes before anything trusts it: what is taken over, and what is checked."""
 
 import fnmatch
+import tempfile
 from pathlib import Path
 
-from lib.core.artifact import Staged, link_or_copy
+from lib.config.vocabulary import VocabularyConfig
+from lib.core.artifact import STAGING_PREFIX, Staged, link_or_copy
 from lib.core.errors import ModelError
+from lib.models.head_io import read_heads
+from lib.models.hf_export import HEAD_FILES
 from lib.models.hf_io import CheckpointReader, checked_weight_map, read_json, read_spec
+from lib.models.vocabulary import extend_model
 from lib.tokens.tokenizer import Tokenizer
 
 KEPT_FILES = (
@@ -14,6 +19,23 @@ KEPT_FILES = (
     *("tokenizer.model", "chat_template.jinja", "chat_template.json", "vocab_plan.json", "LICENSE*", "README.md"),
 )
 """Everything else in a folder (code, pickles, other formats) stays behind."""
+
+
+def prepare_model(source: Path, vocabulary: VocabularyConfig, staged: Staged, *, vectors: Path | None = None) -> None:
+    """Admit a model folder with the tokens of a vocabulary; without any, the folder as it is.
+
+    Args:
+        vectors: the file that `vocabulary.vectors` names, on this machine.
+    Raises:
+        ModelError, TokenizerError: see `admit_model` and `extend_model`.
+    """
+    if vocabulary.is_empty:
+        admit_model(source, staged)
+        return
+    with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=staged.path.parent) as extended:
+        added = extend_model(source, vocabulary, Path(extended), vectors=vectors)
+        admit_model(Path(extended), staged)
+    staged.counts.update(added)
 
 
 def admit_model(source: Path, staged: Staged) -> None:
@@ -27,6 +49,7 @@ def admit_model(source: Path, staged: Staged) -> None:
     """
     family, spec = read_spec(source)
     weights = checked_weight_map(CheckpointReader(source), family, spec)
+    read_heads(source)
     tokenizer = Tokenizer.load(source)
     if tokenizer.vocab_size > spec.vocab_size:
         raise ModelError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids but the embedding {spec.vocab_size} rows")
@@ -36,6 +59,9 @@ def admit_model(source: Path, staged: Staged) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in KEPT_FILES):
             link_or_copy(path.resolve(), staged.path / path.name)
+    for name in HEAD_FILES:
+        if (source / name).is_file():
+            link_or_copy((source / name).resolve(), staged.path / name)
     staged.counts.update(parameters=spec.num_parameters, tensors=len(weights.stored_shapes()))
     staged.meta.update(format="huggingface", family=family.name, tokenizer=tokenizer.digest)
 

@@ -1,6 +1,6 @@
 """The one decoder: embedding, layers, final norm. Knows nothing of ranks, meshes or losses.
 
-Letters: B rows, T tokens, D model, V vocabulary.
+Letters: B rows, T tokens, D model, V vocabulary, R rows of embedding and head (V and padding).
 """
 
 import torch
@@ -50,15 +50,16 @@ class Decoder(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.embed = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.embed = nn.Embedding(spec.num_rows, spec.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(spec, layer) for layer in range(spec.num_layers))
         self.norm = RmsNorm(spec.hidden_size, spec.norm_eps, spec.norm_offset)
-        if not spec.tied:
-            self.head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        if spec.lm_head and not spec.tied:
+            self.head = nn.Linear(spec.hidden_size, spec.num_rows, bias=False)
 
     @property
     def head_weight(self) -> torch.Tensor:
-        """[V, D] output projection; the embedding itself where tied."""
+        """[R, D] output projection, rows from V on without meaning; the embedding itself where tied."""
+        assert self.spec.lm_head, "this decoder was built without a language-model head"
         return self.embed.weight if self.spec.tied else self.head.weight
 
     def forward(
@@ -92,7 +93,10 @@ class Decoder(nn.Module):
         return hidden_BTD
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., V] logits of hidden states [..., D]. A loss takes `head_weight` and spec.logit_softcap instead, in chunks."""
-        logits: torch.Tensor = hidden @ self.head_weight.T
+        """[..., V] logits of hidden states [..., D].
+
+        A loss takes `head_weight`, spec.vocab_size and spec.logit_softcap instead, in chunks.
+        """
+        logits: torch.Tensor = (hidden @ self.head_weight.T)[..., : self.spec.vocab_size]
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -20,6 +20,12 @@ NEUTRAL_KEYS = frozenset(
     | {"output_router_logits", "router_aux_loss_coef", "cache_implementation"}
 )
 """Config keys that don't change what a decoder computes."""
+CLASSIFIER_HEAD = "score.weight"
+"""Name of the weight of transformers' sequence classifiers, in every family."""
+
+
+_CLASSIFIERS = {"gemma3_text": "Gemma3TextForSequenceClassification"}
+"""Where the name doesn't follow from that of the language model."""
 
 
 class FamilyModule(Protocol):
@@ -46,6 +52,8 @@ class Family:
 
     name: str
     architectures: tuple[str, ...]
+    classifier: str
+    """Architecture of the same decoder with one output for each document, in transformers."""
     spec_from_config: Callable[[Mapping[str, Any]], DecoderSpec]
     weight_names: WeightTable
     derived_weights: tuple[str, ...]
@@ -57,6 +65,8 @@ class Family:
         return Family(
             name=module.MODEL_TYPE,
             architectures=module.ARCHITECTURES,
+            classifier=_CLASSIFIERS.get(module.MODEL_TYPE)
+            or module.ARCHITECTURES[0].replace("ForCausalLM", "ForSequenceClassification"),
             spec_from_config=module.spec_from_config,
             weight_names=module.WEIGHT_NAMES,
             derived_weights=module.DERIVED_WEIGHTS,
@@ -86,7 +96,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         )
     model_type, architectures = config.get("model_type"), list(config.get("architectures") or [])
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if family is None or len(architectures) != 1 or architectures[0] not in family.architectures:
+    if family is None or len(architectures) != 1 or architectures[0] not in (*family.architectures, family.classifier):
         known = "; ".join(f"{item.name}: {', '.join(item.architectures)}" for item in FAMILIES.values())
         raise ModelError(
             f"config.json: model_type {model_type!r} with architectures {architectures!r} is unknown; known: {known}"

@@ -19,6 +19,8 @@ COPIED_FILES = (
     *("vocab_plan.json", "LICENSE", "LICENSE.txt"),
 )
 """Files taken over byte for byte where the source folder has them; anything else (code above all) stays behind."""
+HEAD_FILES = ("heads/heads.json", "heads/heads.safetensors")
+"""Output heads beside the model, likewise; see lib/models/head_io.py."""
 
 
 def write_hf_folder(
@@ -35,14 +37,20 @@ def write_hf_folder(
         out: an existing folder, empty of model files.
         named_tensors: (name in the checkpoint, full tensor); taken one at a time, at most one shard is in memory.
         source_folder: the model that was trained; its config and tokenizer are taken over.
-        dtype: of all tensors; None stores each as the source folder does.
+        dtype: of all tensors; None stores each as the source folder does, and those it lacks in its widest.
         max_shard_bytes: a file holds at most this, or a single larger tensor.
     """
     reader = CheckpointReader(source_folder)
-    stored = ((name, _to_store(tensor, dtype or reader.dtype(name))) for name, tensor in named_tensors)
+    known = frozenset(reader.names())
+    new_dtype = max((reader.dtype(name) for name in known), key=lambda dtype: dtype.itemsize)
+    stored = (
+        (name, _to_store(tensor, dtype or (reader.dtype(name) if name in known else new_dtype)))
+        for name, tensor in named_tensors
+    )
     dtypes = _write_shards(out, stored, max_shard_bytes)
-    for name in COPIED_FILES:
+    for name in (*COPIED_FILES, *HEAD_FILES):
         if (source_folder / name).is_file():
+            (out / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source_folder / name, out / name)
     _write_configs(out, source_folder, dtypes)
 
@@ -83,37 +91,32 @@ def _name_shards(out: Path, shards: list[list[str]], totals: dict[str, int]) -> 
         os.rename(out / f"shard-{number:05d}.part", out / file_name)
         weight_map.update(dict.fromkeys(names, file_name))
     if len(shards) > 1:
-        _write_json(out / INDEX_FILE, {"metadata": totals, "weight_map": dict(sorted(weight_map.items()))})
+        write_json(out / INDEX_FILE, {"metadata": totals, "weight_map": dict(sorted(weight_map.items()))})
 
 
 def _write_configs(out: Path, source_folder: Path, dtypes: set[torch.dtype]) -> None:
     """Take over config and generation config, with the dtype written and the end-of-turn tokens of the tokenizer."""
-    ends = _stop_and_pad(source_folder)
     config = read_json(source_folder / "config.json")
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(
         max(dtypes, key=lambda dtype: dtype.itemsize)
     ).removeprefix("torch.")
-    _write_json(out / "config.json", config | _aligned(config, ends))
+    ends = generation_ends(source_folder)
+    write_json(out / "config.json", config | ends)
     if (source_folder / "generation_config.json").is_file():
-        generation = read_json(source_folder / "generation_config.json")
-        _write_json(out / "generation_config.json", generation | _aligned(generation, ends))
+        write_json(out / "generation_config.json", read_json(source_folder / "generation_config.json") | ends)
 
 
-def _stop_and_pad(folder: Path) -> tuple[list[int], int] | None:
-    """The tokenizer's stop ids and padding id; None where the folder has no tokenizer."""
+def generation_ends(folder: Path) -> dict[str, Any]:
+    """Token ids of a config, so that generation stops where the folder's tokenizer does and padding is not a stop token.
+
+    Empty where the folder has no tokenizer.
+    """
     if not (folder / "tokenizer.json").is_file():
-        return None
-    tokenizer = Tokenizer.load(folder)
-    return sorted(tokenizer.stop_ids), tokenizer.pad_id
-
-
-def _aligned(config: dict[str, Any], ends: tuple[list[int], int] | None) -> dict[str, Any]:
-    """Token ids so that generation stops where training taught it to, and padding is not a stop token."""
-    if ends is None:
         return {}
-    stops, pad = ends
+    tokenizer = Tokenizer.load(folder)
+    stops, pad = sorted(tokenizer.stop_ids), tokenizer.pad_id
     return {"eos_token_id": stops[0] if len(stops) == 1 else stops, "pad_token_id": None if pad in stops else pad}
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from lib.core.errors import ModelError
 from lib.models.decoder import Decoder
-from lib.models.families import Family, family_of
+from lib.models.families import CLASSIFIER_HEAD, Family, family_of
 from lib.models.spec import DecoderSpec
 from lib.models.weights import TensorSource, WeightMap
 
@@ -34,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_spec(folder: Path) -> tuple[Family, DecoderSpec]:
-    """Family and numbers of a model folder.
+    """Family and numbers of a model folder; a sequence classifier is a decoder without language-model head.
 
     Raises:
         ModelError: no config, or one that isn't supported; the message names the file.
@@ -42,7 +43,8 @@ def read_spec(folder: Path) -> tuple[Family, DecoderSpec]:
     config = read_json(folder / "config.json")
     try:
         family = family_of(config)
-        return family, family.spec_from_config(config)
+        spec = family.spec_from_config(config)
+        return family, replace(spec, lm_head=config["architectures"] != [family.classifier])
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from error
 
@@ -65,6 +67,10 @@ class CheckpointReader:
 
     def names(self) -> list[str]:
         return sorted(self._file_of)
+
+    def files(self) -> dict[str, list[str]]:
+        """Name of each file -> its tensors."""
+        return {file: sorted(name for name, other in self._file_of.items() if other == file) for file in self._files}
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._slice(name).get_shape())
@@ -130,14 +136,15 @@ def checked_weight_map(reader: CheckpointReader, family: Family, spec: DecoderSp
             f"{reader.folder}: {len(missing)} tensor(s) missing, the first is {missing[0]}; the config asks for it"
         )
     head_names = {stored for stored, ours in family.weight_names.items() if ours == "head.weight"} - expected.keys()
-    if unexpected := sorted(present - expected.keys() - derived - head_names):
+    beside = head_names if spec.lm_head else head_names | {CLASSIFIER_HEAD}
+    if unexpected := sorted(present - expected.keys() - derived - beside):
         raise ModelError(
             f"{reader.folder}: {len(unexpected)} unknown tensor(s), the first is {unexpected[0]}; config and weights differ"
         )
     for name, shape in expected.items():
         if reader.shape(name) != shape:
             raise ModelError(f"{reader.folder}: {name} has shape {reader.shape(name)}, the config gives {shape}")
-    for name in head_names & present:
+    for name in head_names & present if spec.lm_head else ():
         if not torch.equal(reader.get(name), weights.read(reader, "embed.weight")):
             raise ModelError(f"{reader.folder}: the config ties the head to the embedding, but {name} differs from it")
     return weights

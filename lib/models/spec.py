@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+ROW_MULTIPLE = 64
+"""Of the rows of embedding and head, so that matrix products meet full tiles and every split over ranks divides."""
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -71,6 +74,7 @@ class DecoderSpec:
     family: str
     """Name in lib/models/families.py: whose weight names apply."""
     vocab_size: int
+    """Ids; a checkpoint has a row for each and no others."""
     hidden_size: int
     intermediate_size: int
     num_layers: int
@@ -111,6 +115,8 @@ class DecoderSpec:
     logit_softcap: float | None = None
     """Logits become cap * tanh(logit / cap)."""
     moe: MoeSpec | None = None
+    lm_head: bool = True
+    """False: no logits of tokens are made; what the model puts out is made beside it, see lib/models/heads.py."""
 
     def __post_init__(self) -> None:
         assert len(self.windows) in (0, self.num_layers), f"{len(self.windows)} windows for {self.num_layers} layers"
@@ -122,15 +128,23 @@ class DecoderSpec:
         return self.moe is not None and layer in self.moe.layers
 
     @property
+    def num_rows(self) -> int:
+        """Rows of embedding and head in memory: one for each id, and zeros up to a multiple of ROW_MULTIPLE.
+
+        The further rows get no token, no probability and no gradient, and are never written.
+        """
+        return -(-self.vocab_size // ROW_MULTIPLE) * ROW_MULTIPLE
+
+    @property
     def num_parameters(self) -> int:
-        """Trainable numbers; a tied head counts once."""
+        """Trainable numbers, rows without an id left out; a tied head counts once."""
         query, kv = self.head_dim * self.num_heads, self.head_dim * self.num_kv_heads
         attention = self.hidden_size * (2 * query + 2 * kv)
         attention += self.qkv_bias * (query + 2 * kv) + self.o_bias * self.hidden_size + self.sinks * self.num_heads
         attention += {"none": 0, "head": 2 * self.head_dim, "all": query + kv}[self.qk_norm]
         norms = (4 if self.norm_order == "both" else 2) * self.hidden_size
         mlps = sum(self._num_mlp_parameters(layer) for layer in range(self.num_layers))
-        vocabulary = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
+        vocabulary = self.vocab_size * self.hidden_size * (2 if self.lm_head and not self.tied else 1)
         return self.num_layers * (attention + norms) + mlps + self.hidden_size + vocabulary
 
     def _num_mlp_parameters(self, layer: int) -> int:

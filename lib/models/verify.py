@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from lib.config.base import Frozen
 from lib.core.artifact import Staged
-from lib.core.errors import ArtifactCorruptError, ConfigError
+from lib.core.errors import ArtifactCorruptError, ConfigError, ModelError
 from lib.models.decoder import Decoder
 from lib.models.divergence import first_divergence
 from lib.models.hf_io import CheckpointReader, load_full, read_json, read_spec
@@ -122,7 +122,11 @@ def build_logit_report(
     Raises:
         ModelError: the folder can't be read as a known family at all. A difference is a report that has not passed.
     """
-    family, _ = read_spec(folder)
+    family, spec = read_spec(folder)
+    if not spec.lm_head:
+        raise ModelError(
+            f"{folder}: a sequence classifier has no logits of tokens to compare; verify the model it was made from"
+        )
     results = []
     with _transformers_quiet():
         for index in range(num_configs):

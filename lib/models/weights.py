@@ -2,6 +2,8 @@
 
 A table maps the pattern of a checkpoint's tensor name to the pattern of ours: `{i}` is the layer. `{e}`, in a checkpoint's
 name only, is the expert: ours holds all of them in one tensor. `Fused` is the reverse, one of theirs for several of ours.
+
+Embedding and head have more rows in memory than ids: a checkpoint has those of the ids alone, the others are zero.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +27,8 @@ class Fused:
 
 
 WeightTable = Mapping[str, str | Fused]
+VOCABULARY_WEIGHTS = ("embed.weight", "head.weight")
+"""Our tensors that have a row for each id, and padding."""
 
 
 class TensorSource(Protocol):
@@ -60,13 +64,18 @@ class WeightMap:
 
     def __init__(self, table: WeightTable, spec: DecoderSpec) -> None:
         self.shapes = parameter_shapes(spec)
+        self.vocab_size = spec.vocab_size
         self.entries = {name: entry for name, entry in _entries(table, spec) if name in self.shapes}
         assert self.entries.keys() == self.shapes.keys(), f"no checkpoint name for {self.shapes.keys() - self.entries.keys()}"
         self._blocks: dict[str, tuple[tuple[slice, ...], torch.Tensor, int]] = {}
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor that a checkpoint holds."""
-        return {name: entry.stored_shape(self.shapes[ours]) for ours, entry in self.entries.items() for name in entry.names}
+        whole = {name: self._without_padding(name, self.shapes[name]) for name in self.entries}
+        return {name: entry.stored_shape(whole[ours]) for ours, entry in self.entries.items() for name in entry.names}
+
+    def _without_padding(self, ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.vocab_size, *shape[1:]) if ours in VOCABULARY_WEIGHTS else shape
 
     def read(self, source: TensorSource, name: str, slices: tuple[slice, ...] | None = None) -> torch.Tensor:
         """Our tensor `name`, or a box of it, in its stored dtype; only the bytes of the box are read.
@@ -75,6 +84,8 @@ class WeightMap:
         """
         entry = self.entries[name]
         slices = slices or tuple(slice(0, size) for size in self.shapes[name])
+        if name in VOCABULARY_WEIGHTS:
+            return self._read_rows(source, entry.names[0], slices)
         if entry.stacked:
             empty = torch.empty([part.stop - part.start for part in slices], dtype=source.dtype(entry.names[0]))
             chosen = [source.get_slice(stored, slices[1:]) for stored in entry.names[slices[0]]]
@@ -85,6 +96,17 @@ class WeightMap:
         box[-1] = slice(box[-1].start * entry.num_parts, box[-1].stop * entry.num_parts)
         block = self._block(source, entry, tuple(box))[..., entry.part :: entry.num_parts]
         return (block.mT if entry.transposed else block).contiguous()
+
+    def _read_rows(self, source: TensorSource, stored: str, slices: tuple[slice, ...]) -> torch.Tensor:
+        """A box of embedding or head; rows without an id are zero."""
+        rows, *others = slices
+        there = slice(min(rows.start, self.vocab_size), min(rows.stop, self.vocab_size))
+        if there == rows:
+            return source.get_slice(stored, slices)
+        box = torch.zeros([part.stop - part.start for part in slices], dtype=source.dtype(stored))
+        if there.stop > there.start:
+            box[: there.stop - there.start] = source.get_slice(stored, (there, *others))
+        return box
 
     def _block(self, source: TensorSource, entry: Entry, box: tuple[slice, ...]) -> torch.Tensor:
         name = entry.names[0]
@@ -99,6 +121,9 @@ class WeightMap:
         waiting: dict[str, dict[int, torch.Tensor]] = {}
         for ours, tensor in named_tensors:
             entry = self.entries[ours]
+            if ours in VOCABULARY_WEIGHTS:
+                yield entry.names[0], tensor[: self.vocab_size]
+                continue
             if entry.stacked:
                 yield from ((name, expert.clone()) for name, expert in zip(entry.names, tensor))
                 continue

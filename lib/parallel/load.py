@@ -1,6 +1,7 @@
 """Weights between a checkpoint folder and a sharded module: each rank reads only its own pieces."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from lib.core.errors import ModelError
 from lib.models.decoder import Decoder
 from lib.models.families import family_of_spec
+from lib.models.head_io import matching_weights, read_heads
+from lib.models.heads import HeadedDecoder, initial_weight
 from lib.models.hf_io import CheckpointReader, checked_weight_map, read_spec
 
 
@@ -28,6 +31,7 @@ def load_sharded(module: nn.Module, folder: Path, device: torch.device | str = "
     """
     decoder = decoder_of(module)
     family, spec = read_spec(folder)
+    spec = replace(spec, lm_head=spec.lm_head and decoder.spec.lm_head)
     assert spec == decoder.spec, f"{folder}: config gives {spec}, the decoder was built for {decoder.spec}"
     reader = CheckpointReader(folder)
     weights = checked_weight_map(reader, family, spec)
@@ -57,6 +61,37 @@ def full_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             raise ModelError(f"{name} is not zero, and a {decoder.spec.family} checkpoint has no place for it")
     whole_tensors = ((name, _whole(parameter)) for name, parameter in decoder.named_parameters())
     yield from family_of_spec(decoder.spec).weight_map(decoder.spec).to_checkpoint(whole_tensors)
+
+
+def load_heads(module: nn.Module, folder: Path, *, seed: int) -> None:
+    """Fill this rank's pieces of the output heads: with the folder's, or anew where it has none of the name.
+
+    Args:
+        module: holds one HeadedDecoder, sharded or not, whose decoder is loaded.
+        seed: of new heads; a head's first weights depend on it and the head's name alone.
+    Raises:
+        ModelError: the folder has a head that the module lacks, or has it for other outputs.
+    """
+    headed = _headed(module)
+    saved = read_heads(folder)
+    weights = matching_weights(saved, headed.config, folder) if saved else {}
+    for name, head in headed.heads.items():
+        parameter = head.get_parameter("weight")
+        num_outputs, hidden_size = parameter.shape
+        whole = weights[name] if name in weights else initial_weight(name, num_outputs, hidden_size, seed)
+        with torch.no_grad():
+            _local(parameter).copy_(whole[_local_slices(parameter)])
+
+
+def full_heads(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> whole float32 weight [O, D] of each output head; every rank must call it."""
+    return {name: _whole(head.get_parameter("weight")) for name, head in _headed(module).heads.items()}
+
+
+def _headed(module: nn.Module) -> HeadedDecoder:
+    found = [part for part in module.modules() if isinstance(part, HeadedDecoder)]
+    assert len(found) == 1, f"expected one HeadedDecoder in {type(module).__name__}, found {len(found)}"
+    return found[0]
 
 
 def decoder_of(module: nn.Module) -> Decoder:

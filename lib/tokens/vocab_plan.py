@@ -8,14 +8,12 @@ from pathlib import Path
 from lib.core.errors import TokenizerError
 
 PLAN_FILE = "vocab_plan.json"
-ROW_MULTIPLE = 64
-"""Rows of an embedding, so that matrix products meet full tiles and every tensor-parallel split divides."""
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
 class VocabPlan:
-    """What is added to a tokenizer, and how many rows its embedding gets."""
+    """What is added to a tokenizer."""
 
     base_size: int
     """Ids of the tokenizer before; the added tokens take `base_size`, `base_size` + 1, ..."""
@@ -23,8 +21,8 @@ class VocabPlan:
     """Added control tokens; first in order."""
     semantic: tuple[str, ...]
     """Added tokens that stand in text, such as ids of items."""
-    num_rows: int
-    """Rows of the embedding: all ids and padding, a multiple of ROW_MULTIPLE; no id at or above `vocab_size` is ever used."""
+    known: tuple[str, ...] = ()
+    """Semantic tokens of earlier plans, which the tokenizer has already."""
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -60,20 +58,24 @@ class VocabPlan:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["version"] != _VERSION:
                 raise ValueError("its version is not known")
-            special, semantic = (tuple(map(str, values[name])) for name in ("special", "semantic"))
-            return VocabPlan(int(values["base_size"]), special, semantic, int(values["num_rows"]))
+            lists = (tuple(map(str, values[name])) for name in ("special", "semantic", "known"))
+            return VocabPlan(int(values["base_size"]), *lists)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TokenizerError(f"{path}: not a vocabulary plan: {error}; write it with lib.tokens.extend") from error
 
 
 def plan_vocabulary(
-    base_size: int, *, special: Sequence[str] = (), semantic: Sequence[str] = (), min_rows: int = 0
+    base_size: int,
+    *,
+    special: Sequence[str] = (),
+    semantic: Sequence[str] = (),
+    known: Sequence[str] = (),
 ) -> VocabPlan:
-    """Give ids to new tokens and round the embedding's rows up.
+    """Give ids to new tokens.
 
     Args:
         base_size: ids that the tokenizer uses.
-        min_rows: rows that the model's embedding has already.
+        known: semantic tokens that it has.
     Raises:
         TokenizerError: a token is empty, has white space at an end, or is given twice.
     """
@@ -84,11 +86,10 @@ def plan_vocabulary(
     if len(set(tokens)) < len(tokens):
         twice = next(token for token in tokens if tokens.count(token) > 1)
         raise TokenizerError(f"the added token {twice!r} is given twice")
-    rows = max(base_size + len(tokens), min_rows)
-    return VocabPlan(base_size, tuple(special), tuple(semantic), -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE)
+    return VocabPlan(base_size, tuple(special), tuple(semantic), tuple(known))
 
 
 def planned_text_tokens(folder: Path) -> frozenset[str]:
-    """Added tokens that rows may hold: the plan's semantic ones."""
+    """Added tokens that rows may hold: the semantic ones of this plan and of those before it."""
     plan = VocabPlan.read(folder)
-    return frozenset(plan.semantic) if plan else frozenset()
+    return frozenset(plan.semantic + plan.known) if plan else frozenset()

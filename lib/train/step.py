@@ -52,6 +52,7 @@ class LossModule(nn.Module):
             self.decoder.head_weight,
             labels_BT,
             self.chunk_tokens,
+            vocab_size=self.decoder.spec.vocab_size,
             softcap=self.decoder.spec.logit_softcap,
             factors=weights_BT,
         )

@@ -135,6 +135,19 @@ def test_replicas_of_shards_give_the_same_gradients(one_rank: dict[str, Any], tw
         assert relative(first["gradients"][name], gradient) <= 1e-5, name
 
 
+def test_heads_on_two_ranks_are_those_of_one(one_rank: dict[str, Any], two_ranks: list[dict[str, Any]]) -> None:
+    """[C2] The same first weights to the bit, a head of a single row too; each head's loss is divided by the count of both."""
+    alone = one_rank["heads"]
+    assert alone["gradients"].keys() >= {"headed.heads.reward.weight", "headed.heads.topic.weight"}
+    for rank in two_ranks:
+        found = rank["heads"]
+        assert found["loaded"] == alone["loaded"]
+        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert found["gradients"].keys() == alone["gradients"].keys()
+        for name, gradient in alone["gradients"].items():
+            assert relative(found["gradients"][name], gradient) <= 1e-5, name
+
+
 def test_documents_do_not_see_each_other_on_two_ranks(two_ranks: list[dict[str, Any]]) -> None:
     """[B1] Exactly 0 on rank 0; rank 1, whose every token changed, is the control."""
     assert two_ranks[0]["leaks"] == 0

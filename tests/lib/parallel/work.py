@@ -12,18 +12,22 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from lib.config.heads import HeadsConfig
 from lib.config.model import ModelConfig
 from lib.config.parallel import ClusterShape
 from lib.core.errors import WorkerDiedError
+from lib.core.examples import IGNORE_INDEX
 from lib.models.decoder import Decoder
+from lib.models.heads import HeadedDecoder
 from lib.models.hf_io import read_spec
 from lib.models.layers.documents import DocumentLayout
 from lib.parallel import shared_memory
 from lib.parallel.apply import shard_model
-from lib.parallel.load import decoder_of, full_tensors, load_sharded
+from lib.parallel.load import decoder_of, full_heads, full_tensors, load_heads, load_sharded
 from lib.parallel.mesh import build_mesh
 from lib.parallel.reduce import all_reduce_sum, barrier, clip_grad_norm
 from lib.parallel.shared_memory import HostMemory, SharedAllGather, SharedReduceScatter
+from lib.train.heads import HeadsLossModule, HeadTargets, count_targets, weighted_loss
 from tests.lib.models.batches import packed
 
 ROWS = [[9, 17, 4], [23, 9], [30, 1], [8, 8, 8, 8]]
@@ -40,6 +44,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fp32 gemma": (FP32, {"family": "gemma3_text", "final_logit_softcapping": None}),
 }
 """Case -> (fields of ModelConfig, fields of the tiny model, of a family other than llama where it names one)."""
+
+
+HEADS = HeadsConfig.parse(
+    {
+        "heads": [
+            {"name": "text", "kind": "lm"},
+            {"name": "reward", "kind": "scalar", "weight": 3.0},
+            {"name": "topic", "kind": "classification", "labels": ["a", "b", "c"]},
+        ]
+    },
+    where="HEADS",
+)
 
 
 class LossModule(nn.Module):
@@ -69,6 +85,7 @@ def share(num_ranks: int, rank: int, vocab_size: int) -> tuple[torch.Tensor, tor
 def everything(folders: dict[str, Path]) -> dict[str, Any]:
     """Every case in one set of processes, since starting them costs more than what they compute."""
     results: dict[str, Any] = {case: train(folders[case], options) for case, (options, _) in CASES.items()}
+    results["heads"] = train_heads(folders["fp32"])
     if dist.get_world_size() == 2:
         results["replicas"] = train(folders["fp32"], FP32, num_replicas=2)
         results["leaks"] = leaks(folders["bf16"])
@@ -104,6 +121,29 @@ def train(folder: Path, options: dict[str, Any], num_replicas: int = 1) -> dict[
         module(*batch).backward()
     result["trained"] = {name: tensor.tolist() for name, tensor in full_tensors(module)}
     return result | all_reduce_sum({"loss": float(loss.detach()), "tokens": 2**40 + dist.get_rank()})
+
+
+def train_heads(folder: Path) -> dict[str, Any]:
+    """Loss, gradients and first weights of three heads; a document's targets follow from its first token, on any rank."""
+    shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=dist.get_world_size(), threads_per_rank=1)
+    with torch.device("meta"):
+        module = HeadsLossModule(HeadedDecoder(read_spec(folder)[1], HEADS), 16)
+    shard_model(module, build_mesh(shape), ModelConfig(**FP32))
+    load_sharded(module, folder)
+    load_heads(module, folder, seed=0)
+    token_ids, positions, layout = share(dist.get_world_size(), dist.get_rank(), module.headed.decoder.spec.vocab_size)
+    firsts = torch.tensor([int(token_ids[span.row, span.start]) for span in layout.spans])
+    targets = {
+        "text": HeadTargets(torch.where(layout.document_ids_BT >= 0, token_ids, IGNORE_INDEX), torch.ones(token_ids.shape)),
+        "reward": HeadTargets(firsts / 100, (firsts % 2).float()),
+        "topic": HeadTargets(firsts % 3, torch.ones(len(firsts))),
+    }
+    loss = weighted_loss(module(token_ids, positions, layout, targets), count_targets([targets], HEADS), HEADS)
+    loss.backward()
+    gradients = {name: tensor.grad for name, tensor in module.named_parameters() if tensor.grad is not None}
+    result: dict[str, Any] = {"gradients": {name: _whole(gradient).tolist() for name, gradient in gradients.items()}}
+    result["loaded"] = {name: weight.tolist() for name, weight in full_heads(module).items()}
+    return result | all_reduce_sum({"loss": float(loss.detach())})
 
 
 def leaks(folder: Path) -> int:

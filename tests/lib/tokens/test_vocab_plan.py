@@ -22,15 +22,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.load(tiny_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tiny"))
 
 
-def test_rows_are_the_next_multiple_of_64() -> None:
-    """For 1 to 130 added tokens: enough rows, fewer than 64 to spare, never fewer than the model has, ids in order."""
-    for number in range(1, 131):
-        plan = plan_vocabulary(VOCAB_SIZE, semantic=[f"<item_{index}>" for index in range(number)])
-        assert plan.num_rows % 64 == 0 and 0 <= plan.num_rows - plan.vocab_size < 64
-        assert list(plan.ids.values()) == list(range(VOCAB_SIZE, VOCAB_SIZE + number))
-        assert plan_vocabulary(VOCAB_SIZE, semantic=plan.semantic, min_rows=1000).num_rows == 1024
-
-
 @pytest.mark.parametrize("number", [1, 2, 63, 64, 65, 130])
 def test_planned_tokenizer_has_the_planned_ids_wherever_it_is_loaded(tokenizer: Tokenizer, tmp_path: Path, number: int) -> None:
     """[A6] One id for each added token, ours and AutoTokenizer's alike; text without them is encoded as before; the plan
@@ -78,13 +69,41 @@ def test_plan_that_cannot_be_kept_is_refused(special: list[str], semantic: list[
         plan_vocabulary(100, special=special, semantic=semantic)
 
 
+def test_tokens_can_be_added_again_and_again(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A second plan goes on where the first ended; the first one's semantic tokens may still stand in rows."""
+    first = plan_vocabulary(tokenizer.vocab_size, special=["<|member|>"], semantic=["<item_1>"])
+    once = write_extended(tokenizer, first, tmp_path / "once")
+    second = plan_vocabulary(once.vocab_size, semantic=["<item_2>"], known=first.semantic)
+    twice = write_extended(once, second, tmp_path / "twice")
+    ids = [VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 2]
+    assert twice.encode("<|member|><item_1><item_2>") == ids
+    assert twice.control_tokens.keys() - tokenizer.control_tokens.keys() == {"<|member|>"}
+    assert twice.encode_text("<item_1><item_2>") == ids[1:]
+
+
+def test_roles_and_template_reach_every_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """[D7] An added token ends turns and another one pads: ours and AutoTokenizer say so, from the folder alone."""
+    plan = plan_vocabulary(tokenizer.vocab_size, special=["<|done|>", "<|pad|>"])
+    template = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + message['content'] + '<|done|>' }}{% endfor %}"
+    )
+    roles = {"eos_token": "<|done|>", "pad_token": "<|pad|>"}
+    found = write_extended(tokenizer, plan, tmp_path / "planned", roles=roles, chat_template=template)
+    auto = AutoTokenizer.from_pretrained(tmp_path / "planned")
+    assert (auto.eos_token_id, auto.pad_token_id) == (found.eos_id, found.pad_id) == (VOCAB_SIZE, VOCAB_SIZE + 1)
+    assert found.stop_ids == (VOCAB_SIZE,)
+    assert auto.get_chat_template() == found.template == template
+    with pytest.raises(TokenizerError, match="pad_token '<none>' is no token"):
+        write_extended(tokenizer, plan, tmp_path / "wrong", roles={"pad_token": "<none>"})
+
+
 def test_plan_of_another_tokenizer_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A plan for fewer ids, a token that is there, a file that is no plan."""
     with pytest.raises(TokenizerError, match="the vocabulary plan is for 100"):
         write_extended(tokenizer, plan_vocabulary(100, semantic=["<x>"]), tmp_path / "a")
     with pytest.raises(TokenizerError, match="is there already"):
         write_extended(tokenizer, plan_vocabulary(tokenizer.vocab_size, semantic=["<|im_end|>"]), tmp_path / "b")
-    for content in ("{", json.dumps({"version": 2}), json.dumps({"version": 1, "special": []})):
+    for content in ("{", json.dumps({"version": 1}), json.dumps({"version": 2, "special": []})):
         (tmp_path / "vocab_plan.json").write_text(content)
         with pytest.raises(TokenizerError, match="not a vocabulary plan"):
             VocabPlan.read(tmp_path)
