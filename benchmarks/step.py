@@ -1,12 +1,12 @@
 """A training step by itself: ours against transformers and TRL at the same documents, forward, backward and AdamW, one thread.
 
-`python -m benchmarks step [--rounds 2] [--tokens 2048] [--row 1024] [--trl-steps 4]`
+`python -m benchmarks step [--rounds 2] [--tokens 4096] [--row 512] [--trl-steps 4]`
 
 One factor at a time: ours and transformers (`hf`), each packed and padded (8 documents padded to the longest), in float32 and
 in bfloat16; all four project trained positions only. `plain_loop` is what most people write: padded, all logits, the model's
 own loss. `trl_packed` is TRL's SFTTrainer with bfd packing and its padding-free batches, its own steps timed by a callback.
 Useful tokens are those that are no padding; the losses of all variants of a dtype agree or the benchmark stops. A random
-Llama of 62 M weights; half of each document is trained.
+Llama of 31 M weights; half of each document is trained.
 """
 
 import argparse
@@ -37,10 +37,10 @@ from lib.models.spec import DecoderSpec
 from lib.train.step import LossModule, MicroBatch, accumulate_gradients
 
 CONFIG = {
-    "vocab_size": 16384,
+    "vocab_size": 8192,
     "hidden_size": 768,
     "intermediate_size": 2048,
-    "num_hidden_layers": 8,
+    "num_hidden_layers": 4,
     "num_attention_heads": 12,
     "num_key_value_heads": 4,
     "max_position_embeddings": 4096,
@@ -61,11 +61,11 @@ Step = Callable[[], float]
 
 
 def make_documents(num_tokens: int, longest: int) -> list[Document]:
-    """Random tokens of log-normal lengths (mean 256, sigma 1), the second half of each trained."""
+    """Random tokens of log-normal lengths (mean 128, sigma 1), the second half of each trained."""
     source = np.random.default_rng(0)
     documents: list[Document] = []
     while (left := num_tokens - sum(len(document.token_ids) for document in documents)) >= 4:
-        length = int(np.clip(source.lognormal(np.log(256) - 0.5, 1.0), 4, min(longest, left)))
+        length = int(np.clip(source.lognormal(np.log(128) - 0.5, 1.0), 4, min(longest, left)))
         ids = source.integers(3, CONFIG["vocab_size"], length).astype(np.int32)
         documents.append(Document(f"d{len(documents)}", ids, np.arange(length) >= length // 2))
     return documents
@@ -246,8 +246,8 @@ def main(arguments: Sequence[str]) -> None:
     """Race all variants and print the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks step")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--row", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--row", type=int, default=512)
     parser.add_argument("--trl-steps", type=int, default=4)
     options = parser.parse_args(arguments)
     floor = measure_floor()

@@ -54,6 +54,8 @@ SHARED: dict[str, Any] = {
     "num_key_value_heads": 1,
     "head_dim": 32,
     "max_position_embeddings": 1024,
+    "bos_token_id": None,
+    "eos_token_id": None,
     "pad_token_id": None,
 }
 EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
