@@ -111,8 +111,8 @@ def test_sampling_is_seeded_and_its_log_probabilities_are_of_what_was_sampled_fr
 
 
 def test_every_id_can_be_sampled_and_padding_of_the_embedding_never(engines: EnginePool) -> None:
-    """[D6] Thousands of draws at vLLM's highest temperature: the added ids come up, the 57 rows of zeros after them never, though
-    their logit would be as great as many others'."""
+    """[D6] Thousands of draws at vLLM's highest temperature: the added ids come up, the 57 rows of zeros after them never,
+    though their logit would be as great as many others'."""
     params = SamplingParams(max_new_tokens=80, stop_ids=(), temperature=2.0, seed=5)
     drawn = [token for generation in engines.generate([[1, 5, 9]] * 128, params) for token in generation.token_ids]
     assert len(drawn) > 5_000  # some end at the end token
