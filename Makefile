@@ -9,6 +9,7 @@ ASSETS := .quickstart/stamp
 TOKENIZERS := .quickstart/tokenizers/stamp
 ASSET_SOURCES := tasks/assets.py lib/core/assets.py lib/data/chain_sum.py lib/models/gguf_import.py lib/models/import_check.py
 N ?= 10
+KIND ?= task
 FAMILY ?= all
 MODEL ?=
 PORT ?= 5000
@@ -58,8 +59,8 @@ check: setup ## lint, types, layers and contracts
 test-numerics: setup assets ## losses and gradients, to the last digit
 	$(BIN)/python -m pytest -q tests/numerics
 
-faults: setup ## kill the train task N times at random moments; every run must end in the same bits
-	$(BIN)/python -m tests.faults --trials $(N)
+faults: setup ## kill the train task N times at random moments; every run must end in the same bits (KIND=store|io|bitflip harms checkpoints)
+	$(BIN)/python -m tests.faults --kind $(KIND) --trials $(N)
 
 verify-model: setup ## compare model families with transformers (FAMILY=all or a name), or one folder (MODEL=<Hugging Face folder>)
 	@$(BIN)/python -W ignore -m $(if $(MODEL),tasks.verify_model $(MODEL),tests.gate --family $(FAMILY))
