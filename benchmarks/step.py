@@ -31,7 +31,7 @@ from lib.data.batch import collate
 from lib.data.document import Document, PackedRow
 from lib.data.packing import plan_packs
 from lib.models.decoder import Decoder
-from lib.models.flops import attended_pairs, flops_per_step
+from lib.models.flops import FlopCounter
 from lib.models.hf_io import load_full, read_spec
 from lib.models.spec import DecoderSpec
 from lib.train.step import LossModule, MicroBatch, accumulate_gradients
@@ -200,10 +200,10 @@ def step_flops(spec: DecoderSpec, micro_batches: Sequence[MicroBatch], *, with_p
     """Of a step; padding goes through the linear layers, not through attention or the head."""
     num_slots = sum(micro.batch.token_ids.numel() for micro in micro_batches)
     lengths = [span.length for micro in micro_batches for span in micro.layout.spans]
-    return flops_per_step(
-        spec,
+    counter = FlopCounter(spec)
+    return counter.step(
         num_tokens=num_slots if with_padding else sum(lengths),
-        num_attended_pairs=attended_pairs(spec, lengths),
+        num_attention_products=counter.attention_products(lengths),
         num_targets=sum(micro.batch.num_targets for micro in micro_batches),
     )
 

@@ -60,3 +60,12 @@ class SftJob(Frozen):
         if self.config.optim.warmup_steps >= self.steps:
             raise ValueError(f"config.optim.warmup_steps ({self.config.optim.warmup_steps}) is not below steps ({self.steps})")
         return self
+
+    @model_validator(mode="after")
+    def _grouped_products_fit(self) -> "SftJob":
+        lora = self.config.model.lora
+        if self.gpus_per_node and lora and "experts" in (lora.targets or ()) and lora.rank % 8:
+            raise ValueError(
+                f"config.model.lora.rank ({lora.rank}) is not a multiple of 8, which adapters of experts need on GPUs"
+            )
+        return self

@@ -45,6 +45,7 @@ def row_losses(
             CHUNK_TOKENS,
             vocab_size=decoder.spec.vocab_size,
             softcap=decoder.spec.logit_softcap,
+            adapter=decoder.head_adapter(hidden_BTD),
         )
         logprobs_N = logprobs_N.double().cpu()
         document_of_N = batch.document_ids[batch.labels != IGNORE_INDEX]

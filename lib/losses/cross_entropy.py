@@ -4,9 +4,9 @@ Three things make it small and fast. Positions without a target are dropped befo
 a chunk of tokens at a time. And the gradients are computed in the forward pass, while a chunk's logits exist, so that
 nothing is kept and nothing is projected twice; the backward pass only scales them.
 
-Letters: N trained tokens, D model, V vocabulary, R rows of the head (V and padding), C tokens of a chunk. The softmax runs
-over a few tokens at a time, so that its four passes over them stay in the processor's cache. Statistics and the weight's
-gradient are float32 whatever the dtype of the inputs (float64 for float64 inputs).
+Letters: N trained tokens, D model, V vocabulary, R rows of the head (V and padding), C tokens of a chunk, L rank of an
+adapter. The softmax runs over a few tokens at a time, so that its four passes over them stay in the processor's cache.
+Statistics and the weight's gradient are float32 whatever the dtype of the inputs (float64 for float64 inputs).
 """
 
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from lib.core.examples import IGNORE_INDEX
 from lib.losses.types import LossSum
 
+Adapter = tuple[torch.Tensor, torch.Tensor]
+"""(x [..., L], weight [R, L]) of a head's low-rank adapter, for the same positions as the hidden states."""
 _CACHE_ELEMENTS = 1 << 19
 """Logits that go through the softmax together on CPU: 2 MiB of float32, which a core's cache holds."""
 _VOCAB_TILE = 1 << 14
@@ -31,6 +33,7 @@ def cross_entropy_sum(
     vocab_size: int | None = None,
     softcap: float | None = None,
     factors: torch.Tensor | None = None,
+    adapter: Adapter | None = None,
 ) -> LossSum:
     """Sum of `-log softmax(hidden @ head_weight.T)[label]` over the positions that have a label.
 
@@ -38,12 +41,12 @@ def cross_entropy_sum(
     gradient is exactly zero.
 
     With a softcap the logits are `softcap * tanh(hidden @ head_weight.T / softcap)`; with factors each position's loss is
-    multiplied by its own before the sum.
+    multiplied by its own before the sum. An adapter (x, weight) adds x @ weight.T to the logits before all that.
 
     Shapes: hidden [..., D]; head_weight_RD [R, D], of the same dtype; labels [...] int64, IGNORE_INDEX where no loss;
-        factors [...] float32, read only where there is a label.
+        factors [...] float32, read only where there is a label; adapter ([..., L], [R, L]).
     Returns: total, count, and `num_correct` (targets that have the greatest logit). The result can be differentiated
-        once with respect to hidden and head_weight_RD.
+        once with respect to hidden, head_weight_RD and the adapter. What needs no gradient costs none.
     Raises:
         ValueError: a label is outside [0, V), or shapes or chunk_tokens don't fit.
     """
@@ -52,7 +55,9 @@ def cross_entropy_sum(
     if factors is not None and factors.shape != labels.shape:
         raise ValueError(f"factors have shape {list(factors.shape)}, labels {list(labels.shape)}")
     factors_N = None if factors is None else factors.reshape(-1)[kept_N]
-    inputs = (hidden_ND, head_weight_RD, labels_N, factors_N, chunk_tokens, vocab_size, softcap)
+    low_NL, low_weight_RL = _selected(adapter, kept_N)
+    options = (chunk_tokens, vocab_size, softcap)
+    inputs = (hidden_ND, head_weight_RD, low_NL, low_weight_RL, labels_N, factors_N, options)
     total, num_correct = _ChunkedCrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]
     return LossSum(total=total, num_tokens=labels_N.numel(), metrics={"num_correct": num_correct})
 
@@ -66,18 +71,21 @@ def token_logprobs(
     *,
     vocab_size: int | None = None,
     softcap: float | None = None,
+    adapter: Adapter | None = None,
 ) -> torch.Tensor:
     """[N] log-probabilities of the labels that are not IGNORE_INDEX, in order, without gradients.
 
-    Shapes, vocab_size, softcap and errors as in `cross_entropy_sum`.
+    Shapes, vocab_size, softcap, adapter and errors as in `cross_entropy_sum`.
     """
     vocab_size = head_weight_RD.shape[0] if vocab_size is None else vocab_size
-    hidden_ND, labels_N, _ = _trained(hidden, head_weight_RD, labels, chunk_tokens, vocab_size)
+    hidden_ND, labels_N, kept_N = _trained(hidden, head_weight_RD, labels, chunk_tokens, vocab_size)
+    low_NL, low_weight_RL = _selected(adapter, kept_N)
     pieces = [torch.zeros(0, dtype=_statistics_dtype(hidden.dtype), device=hidden.device)]
     for start in range(0, labels_N.numel(), chunk_tokens):
-        logits_CR = hidden_ND[start : start + chunk_tokens] @ head_weight_RD.T
+        part = slice(start, start + chunk_tokens)
+        logits_CR = _logits(part, hidden_ND, head_weight_RD, low_NL, low_weight_RL)
         logits_CV = _capped(logits_CR[:, :vocab_size], softcap)
-        nll_C, _ = _softmax_minus_one_hot(logits_CV, labels_N[start : start + chunk_tokens], want_grad=False)
+        nll_C, _ = _softmax_minus_one_hot(logits_CV, labels_N[part], want_grad=False)
         pieces.append(-nll_C)
     return torch.cat(pieces)
 
@@ -103,6 +111,26 @@ def _trained(
         span = f"{int(labels_N.min())}..{int(labels_N.max())}"
         raise ValueError(f"labels span {span}, the vocabulary is {vocab_size}")
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, kept_N), labels_N, kept_N
+
+
+def _selected(adapter: Adapter | None, kept_N: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    if adapter is None:
+        return None, None
+    low, weight_RL = adapter
+    return low.reshape(-1, low.shape[-1]).index_select(0, kept_N), weight_RL
+
+
+def _logits(
+    part: slice,
+    hidden_ND: torch.Tensor,
+    weight_RD: torch.Tensor,
+    low_NL: torch.Tensor | None,
+    low_weight_RL: torch.Tensor | None,
+) -> torch.Tensor:
+    logits_CR = hidden_ND[part] @ weight_RD.T
+    if low_NL is not None and low_weight_RL is not None:
+        logits_CR += low_NL[part] @ low_weight_RL.T
+    return logits_CR
 
 
 def _capped(logits_CV: torch.Tensor, softcap: float | None) -> torch.Tensor:
@@ -155,31 +183,39 @@ def _accumulate_weight_grad(grad_RD: torch.Tensor, grad_logits_CR: torch.Tensor,
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of the negative log-likelihoods times their factors, with both gradients made in the forward pass."""
+    """Sum of the negative log-likelihoods times their factors, with all gradients made in the forward pass."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden_ND: torch.Tensor,
         weight_RD: torch.Tensor,
+        low_NL: torch.Tensor | None,
+        low_weight_RL: torch.Tensor | None,
         labels_N: torch.Tensor,
         factors_N: torch.Tensor | None,
-        chunk_tokens: int,
-        vocab_size: int,
-        softcap: float | None,
+        options: tuple[int, int, float | None],
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        chunk_tokens, vocab_size, softcap = options
         dtype = _statistics_dtype(hidden_ND.dtype)
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
-        grad_weight_RD = torch.zeros_like(weight_RD, dtype=dtype) if wants_weight else None
+        # (input, weight, gradient of the input, gradient of the weight) of each product that the logits are the sum of.
+        products = [
+            _with_gradients(x, weight, wanted, dtype)
+            for x, weight, wanted in (
+                (hidden_ND, weight_RD, ctx.needs_input_grad[:2]),
+                (low_NL, low_weight_RL, ctx.needs_input_grad[2:4]),
+            )
+            if x is not None and weight is not None
+        ]
         nll_N = torch.empty(labels_N.numel(), dtype=dtype, device=hidden_ND.device)
         num_correct = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
         for start in range(0, labels_N.numel(), chunk_tokens):
             part = slice(start, start + chunk_tokens)
-            logits_CR = hidden_ND[part] @ weight_RD.T
+            logits_CR = _logits(part, hidden_ND, weight_RD, low_NL, low_weight_RL)
             logits_CV = _capped(logits_CR[:, :vocab_size], softcap)
             slope_CV = 1 - (logits_CV / softcap).square() if softcap is not None else None
-            nll_N[part], correct_C = _softmax_minus_one_hot(logits_CV, labels_N[part], want_grad=wants_hidden or wants_weight)
+            wanted = any(ctx.needs_input_grad[:4])
+            nll_N[part], correct_C = _softmax_minus_one_hot(logits_CV, labels_N[part], want_grad=wanted)
             num_correct += correct_C.sum()
             if slope_CV is not None:
                 logits_CV.mul_(slope_CV)  # the derivative of cap * tanh(x / cap) is 1 - tanh(x / cap) ** 2
@@ -187,11 +223,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 nll_N[part] *= factors_N[part]
                 logits_CV.mul_(factors_N[part, None].to(logits_CV.dtype))
             logits_CR[:, vocab_size:] = 0.0  # padding was no part of the softmax
-            if grad_hidden_ND is not None:
-                torch.mm(logits_CR, weight_RD, out=grad_hidden_ND[part])
-            if grad_weight_RD is not None:
-                _accumulate_weight_grad(grad_weight_RD, logits_CR, hidden_ND[part])
-        ctx.grads = (grad_hidden_ND, grad_weight_RD)
+            for x, weight, grad_x, grad_weight in products:
+                if grad_x is not None:
+                    torch.mm(logits_CR, weight, out=grad_x[part])
+                if grad_weight is not None:
+                    _accumulate_weight_grad(grad_weight, logits_CR, x[part])
+        ctx.grads = [grad for product in products for grad in product[2:]] + [None] * (4 - 2 * len(products))
         ctx.mark_non_differentiable(num_correct)
         # Added up in float64, so that the sum doesn't depend on how many tokens come together.
         return nll_N.sum(dtype=torch.float64).to(dtype), num_correct
@@ -200,8 +237,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError("this loss can be differentiated only once: its gradients are made in the forward pass")
-        (grad_hidden, grad_weight), ctx.grads = ctx.grads, None
-        for grad in (grad_hidden, grad_weight):
+        grads, ctx.grads = ctx.grads, None
+        for grad in grads:
             if grad is not None:
                 grad.mul_(upstream[0].to(grad.dtype))
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return *grads, None, None, None
+
+
+def _with_gradients(
+    x: torch.Tensor, weight: torch.Tensor, wanted: tuple[bool, bool], dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """A product and room for the two gradients; the weight's is a sum over chunks, of the given dtype."""
+    grad_x = torch.empty_like(x) if wanted[0] else None
+    return x, weight, grad_x, torch.zeros_like(weight, dtype=dtype) if wanted[1] else None

@@ -8,6 +8,7 @@ from torch import nn
 
 from lib.models.layers.attention import Attention
 from lib.models.layers.documents import DocumentLayout
+from lib.models.layers.lora import AdaptedEmbedding, AdaptedLinear
 from lib.models.layers.mlp import Mlp
 from lib.models.layers.moe import Moe, RouterLoad
 from lib.models.layers.norm import RmsNorm
@@ -62,6 +63,11 @@ class Decoder(nn.Module):
         assert self.spec.lm_head, "this decoder was built without a language-model head"
         return self.embed.weight if self.spec.tied else self.head.weight
 
+    def head_adapter(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(x [..., L], weight [R, L]) of the head's adapter, which adds x @ weight.T to the logits of hidden [..., D]."""
+        head = self.embed if self.spec.tied else self.head
+        return (head.lora.shrink(hidden), head.lora.b) if isinstance(head, AdaptedEmbedding | AdaptedLinear) else None
+
     def forward(
         self,
         token_ids_BT: torch.Tensor,
@@ -95,8 +101,11 @@ class Decoder(nn.Module):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., V] logits of hidden states [..., D].
 
-        A loss takes `head_weight`, spec.vocab_size and spec.logit_softcap instead, in chunks.
+        A loss takes `head_weight`, `head_adapter`, spec.vocab_size and spec.logit_softcap instead, in chunks.
         """
-        logits: torch.Tensor = (hidden @ self.head_weight.T)[..., : self.spec.vocab_size]
+        logits: torch.Tensor = hidden @ self.head_weight.T
+        if adapter := self.head_adapter(hidden):
+            logits = logits + adapter[0] @ adapter[1].T
+        logits = logits[..., : self.spec.vocab_size]
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)

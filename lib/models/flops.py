@@ -1,43 +1,128 @@
 """Floating-point operations of a training step, counted from shapes: matrix products only, a multiply-add is two."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 
+from lib.config.model import FullTarget, LoraConfig, LoraTarget
+from lib.models.lora import chosen_targets
 from lib.models.spec import DecoderSpec
 
 
-def flops_per_step(spec: DecoderSpec, *, num_tokens: int, num_attended_pairs: int, num_targets: int) -> int:
-    """Forward and backward of one optimizer step over all ranks; the backward counts twice the forward.
+@dataclass(frozen=True)
+class FlopCounter:
+    """Counts the steps of a run.
 
-    Args:
-        num_tokens: tokens through the layers, without padding.
-        num_attended_pairs: of all documents together, from `attended_pairs`.
-        num_targets: tokens projected to the vocabulary.
+    A matrix costs one product forward, and backward one for the gradient of its input and one for its own, each only where
+    somebody wants it: a frozen matrix has no gradient of its own, and below the first thing that is trained there is no
+    backward pass at all.
     """
-    products = 2 * num_tokens * sum(_weights_of_a_token(spec, layer) for layer in range(spec.num_layers))
-    scores = 2 * 2 * num_attended_pairs * spec.num_heads * spec.head_dim
-    head = 2 * num_targets * spec.vocab_size * spec.hidden_size
-    return 3 * (products + scores + head)
+
+    spec: DecoderSpec
+    lora: LoraConfig | None = None
+    """None: all weights are trained."""
+
+    def attention_products(self, lengths: Iterable[int]) -> int:
+        """Products of a query with a key, or of its share with a value, forward and backward: over the documents of these
+        lengths and over the layers; of one head.
+
+        A query sees its own key and those before it, as many as the layer's window allows.
+        """
+        documents = list(lengths)
+        return sum(
+            passes * sum(attended_pairs(length, self.spec.window(layer)) for length in documents)
+            for layer, passes in enumerate(self._walk.attention_passes)
+        )
+
+    def step(self, *, num_tokens: int, num_attention_products: int, num_targets: int) -> int:
+        """Forward and backward of one optimizer step over all ranks.
+
+        Args:
+            num_tokens: tokens through the layers, without padding.
+            num_attention_products: of all documents together, from `attention_products`.
+            num_targets: tokens projected to the vocabulary.
+        """
+        walk, spec = self._walk, self.spec
+        attention = num_attention_products * spec.num_heads * spec.head_dim
+        return 2 * (num_tokens * walk.of_a_token + attention + num_targets * walk.of_a_target)
+
+    @cached_property
+    def _walk(self) -> "_Walk":
+        return _Walk(self.spec, self.lora)
 
 
-def attended_pairs(spec: DecoderSpec, lengths: Iterable[int]) -> int:
-    """Pairs of a query and a key that it sees, summed over the documents of these lengths and over the layers.
-
-    A query sees its own key and those before it, as many as the layer's window allows; heads are not counted.
-    """
-    documents = list(lengths)
-    return sum(_pairs(length, spec.window(layer) or length) for layer in range(spec.num_layers) for length in documents)
-
-
-def _pairs(length: int, window: int) -> int:
-    """The first `window` queries see one more key each, the others `window` keys."""
-    window = min(window, length)
+def attended_pairs(length: int, window: int | None) -> int:
+    """Pairs of a query and a key that it sees in a document: the first `window` queries see one more key each, the others
+    `window` keys."""
+    window = min(window or length, length)
     return window * (window + 1) // 2 + (length - window) * window
 
 
-def _weights_of_a_token(spec: DecoderSpec, layer: int) -> int:
-    """Weights of a layer that a token is multiplied with."""
-    attention = spec.hidden_size * spec.head_dim * 2 * (spec.num_heads + spec.num_kv_heads)
-    if spec.moe is None or not spec.has_experts(layer):
-        return attention + 3 * spec.hidden_size * spec.intermediate_size
-    experts = spec.moe.top_k * 3 * spec.hidden_size * spec.moe.intermediate_size
-    return attention + experts + spec.hidden_size * spec.moe.num_experts
+class _Walk:
+    """Through the decoder as a token goes, knowing at each point whether the gradient of what comes in is wanted.
+
+    Counts multiply-adds of a token through the layers and of a target through the head, forward and backward; and how often
+    each layer goes through its pairs of a query and a key.
+    """
+
+    def __init__(self, spec: DecoderSpec, lora: LoraConfig | None) -> None:
+        self.of_a_token, self.of_a_target = 0, 0
+        self.attention_passes: list[int] = []
+        self._spec, self._all = spec, lora is None
+        self._targets: tuple[LoraTarget, ...] = chosen_targets(lora, spec) if lora else ()
+        self._fully: tuple[FullTarget, ...] = lora.train_fully if lora else ()
+        self._rank = lora.rank if lora else 0
+        self._norms = self._all or "norms" in self._fully
+        vocabulary: LoraTarget = "embed" if spec.tied else "head"
+        wanted = self._all or "embed" in (*self._targets, *self._fully)
+        if "embed" in self._targets:
+            self.of_a_token += 3 * self._rank * spec.hidden_size
+        for layer in range(spec.num_layers):
+            wanted = self._attention(wanted)
+            wanted = self._experts(wanted) if spec.has_experts(layer) else self._mlp(wanted)
+        if spec.lm_head:
+            self.of_a_target = self._linear(vocabulary, spec.hidden_size, spec.num_rows, wanted or self._norms)[0]
+
+    def _linear(self, name: LoraTarget | FullTarget, num_inputs: int, num_outputs: int, wanted: bool) -> tuple[int, bool]:
+        """(multiply-adds, is the gradient of the output wanted) of a matrix and its adapter."""
+        trained, is_adapted = self._all or name in self._fully, name in self._targets
+        count = num_inputs * num_outputs * (1 + wanted + trained)
+        if is_adapted:
+            count += self._rank * (num_inputs * (2 + wanted) + 3 * num_outputs)
+        return count, wanted or trained or is_adapted
+
+    def _layer_linear(self, name: LoraTarget | FullTarget, num_inputs: int, num_outputs: int, wanted: bool) -> bool:
+        count, wanted = self._linear(name, num_inputs, num_outputs, wanted)
+        self.of_a_token += count
+        return wanted
+
+    def _attention(self, wanted: bool) -> bool:
+        spec = self._spec
+        query, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        normed = wanted or (self._norms and spec.norm_order != "post")
+        q = self._layer_linear("q", spec.hidden_size, query, normed)
+        k = self._layer_linear("k", spec.hidden_size, kv, normed)
+        v = self._layer_linear("v", spec.hidden_size, kv, normed)
+        if spec.qk_norm != "none":
+            q, k = q or self._norms, k or self._norms
+        self.attention_passes.append(2 + q + k + (q or k) + v)
+        o = self._layer_linear("o", query, spec.hidden_size, q or k or v)
+        return wanted or o or (self._norms and spec.norm_order != "pre")
+
+    def _mlp(self, wanted: bool) -> bool:
+        size, width = self._spec.intermediate_size, self._spec.hidden_size
+        normed = wanted or (self._norms and self._spec.norm_order != "post")
+        gate = self._layer_linear("gate", width, size, normed)
+        up = self._layer_linear("up", width, size, normed)
+        down = self._layer_linear("down", size, width, gate or up)
+        return wanted or down or (self._norms and self._spec.norm_order != "pre")
+
+    def _experts(self, wanted: bool) -> bool:
+        moe, width = self._spec.moe, self._spec.hidden_size
+        assert moe is not None
+        normed = wanted or (self._norms and self._spec.norm_order != "post")
+        router = self._layer_linear("router", width, moe.num_experts, normed)
+        half, inside = self._linear("experts", width, moe.intermediate_size, normed)
+        whole, outside = self._linear("experts", moe.intermediate_size, width, inside)
+        self.of_a_token += moe.top_k * (2 * half + whole)
+        return wanted or router or outside or (self._norms and self._spec.norm_order != "pre")

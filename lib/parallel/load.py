@@ -16,14 +16,16 @@ from lib.models.families import family_of_spec
 from lib.models.head_io import matching_weights, read_heads
 from lib.models.heads import HeadedDecoder, initial_weight
 from lib.models.hf_io import CheckpointReader, checked_weight_map, read_spec
+from lib.models.lora import adapters, initial_factor, is_factor, merged
 
 
-def load_sharded(module: nn.Module, folder: Path, device: torch.device | str = "cpu") -> int:
+def load_sharded(module: nn.Module, folder: Path, device: torch.device | str = "cpu", *, adapter_seed: int = 0) -> int:
     """Materialise a sharded module on `device` and fill this rank's float32 pieces.
 
     Args:
         module: holds one Decoder, sharded by `shard_model`; on the meta device or not.
         folder: a checkpoint folder with the decoder's spec.
+        adapter_seed: adapters begin as a function of this and their names, whatever the number of ranks.
     Returns:
         Bytes of tensor data read by this rank.
     Raises:
@@ -38,7 +40,12 @@ def load_sharded(module: nn.Module, folder: Path, device: torch.device | str = "
     module.to_empty(device=device)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
-            _local(parameter).copy_(weights.read(reader, name, _local_slices(parameter)))
+            slices = _local_slices(parameter)
+            if is_factor(name):
+                piece = initial_factor(name, tuple(parameter.shape), adapter_seed)[slices]
+            else:
+                piece = weights.read(reader, name, slices)
+            _local(parameter).copy_(piece)
         for buffer in decoder.buffers():
             buffer.zero_()
     return reader.bytes_read
@@ -47,20 +54,43 @@ def load_sharded(module: nn.Module, folder: Path, device: torch.device | str = "
 def full_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """(checkpoint name, whole float32 tensor) of each parameter, one at a time; every rank must iterate to the end.
 
-    The tensors are the same on all ranks; keep only what rank 0 writes.
+    The tensors are the same on all ranks; keep only what rank 0 writes. Adapters are merged into their weights: W + scale *
+    B A in float32.
 
     Raises:
         ModelError: the experts were balanced by a bias, for which no family's checkpoint has a place.
     """
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()  # a forward pass without a backward leaves whole copies in the compute dtype
-    decoder = decoder_of(module)
+    decoder = _resharded(module)
     for name, buffer in decoder.named_buffers():
         if bool(buffer.any()):
             raise ModelError(f"{name} is not zero, and a {decoder.spec.family} checkpoint has no place for it")
-    whole_tensors = ((name, _whole(parameter)) for name, parameter in decoder.named_parameters())
-    yield from family_of_spec(decoder.spec).weight_map(decoder.spec).to_checkpoint(whole_tensors)
+    yield from family_of_spec(decoder.spec).weight_map(decoder.spec).to_checkpoint(_merged_tensors(decoder))
+
+
+def trained_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(our name, whole float32 tensor) of each parameter that is trained; see `full_tensors`."""
+    for name, parameter in _resharded(module).named_parameters():
+        if parameter.requires_grad:
+            yield name, _whole(parameter)
+
+
+def _merged_tensors(decoder: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
+    layers = adapters(decoder)
+    for name, parameter in decoder.named_parameters():
+        layer, _, leaf = name.rpartition(".")
+        if leaf == "weight" and layer in layers:
+            lora = layers[layer].lora
+            yield name, merged(_whole(parameter), _whole(lora.a), _whole(lora.b), lora.scale)
+        elif not is_factor(name):
+            yield name, _whole(parameter)
+
+
+def _resharded(module: nn.Module) -> Decoder:
+    """The decoder; a forward pass without a backward leaves whole copies in the compute dtype, which are dropped."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+    return decoder_of(module)
 
 
 def load_heads(module: nn.Module, folder: Path, *, seed: int) -> None:

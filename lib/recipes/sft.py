@@ -14,7 +14,7 @@ import torch
 from lib.cluster.group import Event, GroupFactory, Worker, dispatch
 from lib.config.recipes import SftJob
 from lib.core.artifact import Staged, link_or_copy, read_manifest, verify
-from lib.core.errors import InfraError, ModelError
+from lib.core.errors import ModelError
 from lib.core.examples import Conversation
 from lib.core.manifest import Json, canonical_json, digest_of, file_sha256
 from lib.core.seeding import derive_seed, seed_process
@@ -25,13 +25,11 @@ from lib.data.prefetch import Prefetcher
 from lib.data.stats import PackingReport, packing_report
 from lib.data.stream import StepRows, merge_states
 from lib.data.table import ExampleTable
-from lib.models.decoder import Decoder
-from lib.models.hf_export import write_hf_folder
+from lib.models.flops import FlopCounter
 from lib.models.hf_io import read_spec
+from lib.models.lora import num_trained
+from lib.models.peft_export import why_not_peft
 from lib.models.verify import LogitReport
-from lib.parallel.apply import shard_model
-from lib.parallel.load import full_tensors, load_sharded
-from lib.parallel.mesh import build_mesh
 from lib.parallel.reduce import all_reduce_sum, barrier
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
@@ -39,9 +37,10 @@ from lib.train.checkpoint import CheckpointStore, checkpoint_folder, load_state,
 from lib.train.journal import Journal
 from lib.train.lock import run_lock, worker_lock
 from lib.train.meters import METRICS_NAME, TIMINGS_NAME, StepWaits, peak_flops, read_rows, speed_summary
+from lib.train.model_folder import WEIGHTS, load_module, write_module
 from lib.train.optim import build_optimizer, learning_rate_at
 from lib.train.state import ModelAndOptimizer, RandomGenerators, TrainState, Values
-from lib.train.step import LossModule, MicroBatch, count_step, train_step
+from lib.train.step import MicroBatch, count_step, train_step
 from lib.train.supervise import CHECKPOINTS, Progress, resume_step, tell, train_with_restarts
 from lib.train.tracker import track
 
@@ -58,7 +57,7 @@ class SftWorker(Worker):
 
         Args:
             job_values: an SftJob as plain values.
-            place: "model_dir", "data_dir", "run_dir", "identity", "resume_step".
+            place: "model_dir", "data_dir", "run_dir", "identity", "resume_step"; "model", the digest of the model.
         """
         job = SftJob.parse(job_values, where="job")
         with worker_lock(Path(place["run_dir"])):
@@ -72,8 +71,8 @@ class SftWorker(Worker):
         torch.manual_seed(derive_seed("sft", config.train.seed, info.rank))
         self.emit({"kind": "phase", "phase": "load", "step": place["resume_step"]})
 
-        module = _sharded_module(job, model_dir, device, fresh=first_step == 1)
-        optimizer = build_optimizer(module, config.optim)
+        module = load_module(config.model, job.shape, model_dir, device, seed=config.train.seed, fresh=first_step == 1)
+        optimizer, flops = build_optimizer(module, config.optim), FlopCounter(module.decoder.spec, config.model.lora)
         encoder = ChatEncoder.of(Tokenizer.load(model_dir), config.data)
         table = ExampleTable.open(Path(place["data_dir"]), Conversation)
         chats = ChatFeed(config.data, place["data_dir"], str(model_dir), job.sequence_length, config.train.rows_per_step)
@@ -101,7 +100,7 @@ class SftWorker(Worker):
                 began = time.perf_counter()
                 micro_batches = feed.next_step()
                 ready = time.perf_counter()
-                counts = count_step(micro_batches, module.decoder.spec, part_written=store.part_written())
+                counts = count_step(micro_batches, flops, part_written=store.part_written())
                 waits = StepWaits.over_ranks(
                     stall_seconds=ready - began, straggler_seconds=time.perf_counter() - ready, num_ranks=info.num_ranks
                 )
@@ -118,15 +117,15 @@ class SftWorker(Worker):
                     device=device,
                 )
                 if journal:
-                    journal.step_done(report, module.decoder.spec, counts.num_attended_pairs, waits)
+                    journal.step_done(report, flops, counts.num_attention_products, waits)
                 if step % config.train.checkpoint_every == 0 or step == job.steps:
                     _finish_save(store, config.train.step_deadline_seconds, journal)
-                    store.save_async(step, state, {"identity": place["identity"]})
+                    store.save_async(step, state, {"identity": place["identity"], "model": place["model"]})
         _finish_save(store, config.train.step_deadline_seconds, journal)
         store.wait_until_published()
         store.close()
         self.emit({"kind": "phase", "phase": "export", "step": job.steps})
-        _export(module, model_dir, run_dir / EXPORT, rank=info.rank)
+        write_module(module, config.model.lora, model_dir, run_dir / EXPORT, rank=info.rank)
         previews = encoder.encode(table.rows(range(min(NUM_PREVIEWS, len(table)))))
         return {"mask_preview_html": [encoder.preview_html(encoded) for encoded in previews]}
 
@@ -142,7 +141,8 @@ def run_sft(
     group_factory: GroupFactory,
     progress: Progress,
 ) -> None:
-    """Train and fill `out`, an artifact of kind "checkpoint": hf/, state/, metrics.jsonl, train_report.json.
+    """Train and fill `out`, an artifact of kind "checkpoint": hf/, state/, metrics.jsonl, train_report.json; and adapter/ under
+    LoRA, where PEFT can hold it (meta "adapter" says so, or why not).
 
     A run that was killed, driver and all, goes on from its last checkpoint when it is called again with the same job and
     run folder, and ends in the same bits.
@@ -155,16 +155,19 @@ def run_sft(
         progress: called with the number of steps done and figures to show beside it (see lib/train/supervise.py `tell`).
     Raises:
         ModelError: the logit report is of another model, or was not passed.
+        ConfigError: the model doesn't have what LoRA shall adapt.
         RunInUseError: another live process trains in run_dir.
         NonFiniteLossError: names the step and its samples; earlier checkpoints are untouched.
         InfraError: the workers died too often, or a checkpoint couldn't be written.
     """
     model, data = verify(model_dir), read_manifest(data_dir)
     _check_admitted(report, model.digest)
+    num_trained, why_no_adapter = _trained(job, model_dir)
     data_digest = _data_digest(job, data_dir, data.digest)
     identity = run_identity(job, model_digest=model.digest, data_digest=data_digest)
     out.lineage.update(model=model.digest, data=data_digest, job=digest_of(job.model_dump(mode="json")))
-    place = {"model_dir": str(model_dir), "data_dir": str(data_dir), "run_dir": str(run_dir), "identity": identity}
+    place = {"model_dir": str(model_dir), "data_dir": str(data_dir), "run_dir": str(run_dir)}
+    place |= {"identity": identity, "model": model.digest}
     with run_lock(run_dir), track(job.config.tracking, identity, job.model_dump(mode="json"), out.lineage) as tracked:
 
         def on_event(event: Event) -> None:
@@ -182,6 +185,8 @@ def run_sft(
             on_event=on_event,
         )
         packing = _fill(out, job, run_dir, result)
+    out.counts.update(trained_parameters=num_trained)
+    out.meta.update(adapter=why_no_adapter or "peft" if job.config.model.lora else "none")
     speed = speed_summary(read_rows(run_dir / TIMINGS_NAME))
     out.info.update(
         speed,
@@ -229,17 +234,10 @@ def _check_admitted(report: LogitReport, model_digest: str) -> None:
         raise ModelError(f"model {model_digest[:12]} has not passed its logit report ({problems}); it must not be trained")
 
 
-def _sharded_module(job: SftJob, model_dir: Path, device: torch.device, *, fresh: bool) -> LossModule:
-    """The model on this rank; its weights read from the model folder if `fresh`, else still to be filled."""
-    _, spec = read_spec(model_dir)
-    with torch.device("meta"):
-        module = LossModule(Decoder(spec), job.config.model.loss_chunk_tokens)
-    shard_model(module, build_mesh(job.shape), job.config.model)
-    if fresh:
-        load_sharded(module, model_dir, device)
-    else:
-        module.to_empty(device=device)
-    return module
+def _trained(job: SftJob, model_dir: Path) -> tuple[int, str | None]:
+    """(numbers that are trained, why their adapters can't be written for PEFT); refuses what the model doesn't have."""
+    lora, (_, spec) = job.config.model.lora, read_spec(model_dir)
+    return num_trained(spec, lora), why_not_peft(lora, spec) if lora else None
 
 
 def _to_micro_batches(job: SftJob, pad_id: int) -> Callable[[StepRows], list[MicroBatch]]:
@@ -261,20 +259,6 @@ def _finish_save(store: CheckpointStore, deadline_seconds: float, journal: Journ
         store.all_parts_written(before_publishing=journal.sync if journal else None)
 
 
-def _export(module: torch.nn.Module, model_dir: Path, folder: Path, *, rank: int) -> None:
-    """Rank 0 writes the weights as the Hugging Face folder that they came from; the others lend their pieces."""
-    if rank:
-        for _ in full_tensors(module):
-            continue
-        return
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_hf_folder(folder, full_tensors(module), model_dir)
-    except OSError as error:
-        raise InfraError(f"{folder}: can't write the trained weights: {error}; free disk space there and run again") from error
-
-
 def _fill(out: Staged, job: SftJob, run_dir: Path, result: Json) -> PackingReport:
     """Everything in `out` is a function of the job and its inputs: nothing of the clock, nothing of restarts."""
     final = checkpoint_folder(run_dir / CHECKPOINTS, job.steps)
@@ -282,10 +266,13 @@ def _fill(out: Staged, job: SftJob, run_dir: Path, result: Json) -> PackingRepor
         link_or_copy(final / entry.path, out.path / "state" / entry.path)
         out.known_sha256[f"state/{entry.path}"] = entry.sha256
     weights = {}
-    for path in sorted((run_dir / EXPORT).iterdir()):
-        link_or_copy(path, out.path / "hf" / path.name)
+    for path in sorted(path for path in (run_dir / EXPORT).rglob("*") if path.is_file()):
+        name = path.relative_to(run_dir / EXPORT)
+        link_or_copy(path, out.path / name)
         if path.suffix == ".safetensors":
-            weights[path.name] = out.known_sha256[f"hf/{path.name}"] = file_sha256(path)
+            out.known_sha256[name.as_posix()] = file_sha256(path)
+            if name.parts[0] == WEIGHTS:
+                weights[name.name] = out.known_sha256[name.as_posix()]
     shutil.copyfile(run_dir / METRICS_NAME, out.path / METRICS_NAME)
     rows = read_rows(run_dir / METRICS_NAME)
     curves = {key: [row[key] for row in rows] for key in rows[0] if key != "sample_ids"}

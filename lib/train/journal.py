@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from lib.cluster.group import Worker
-from lib.models.flops import flops_per_step
-from lib.models.spec import DecoderSpec
+from lib.models.flops import FlopCounter
 from lib.train.meters import METRICS_NAME, TIMINGS_NAME, SpeedMeter, StepLog, StepReport, StepWaits, report_row
 
 
@@ -18,14 +17,13 @@ class Journal:
         self._timings = StepLog(run_dir / TIMINGS_NAME, resume_step=resume_step)
         self._meter = SpeedMeter(steps=steps, peak_flops=peak_flops)
 
-    def step_done(self, report: StepReport, spec: DecoderSpec, num_attended_pairs: int, waits: StepWaits) -> None:
+    def step_done(self, report: StepReport, counter: FlopCounter, num_attention_products: int, waits: StepWaits) -> None:
         """Write down a step that ended just now. The event is {"kind": "step", "steps", report's and meter's figures}."""
         row = report_row(report)
         self._metrics.write(row)
-        flops = flops_per_step(
-            spec,
+        flops = counter.step(
             num_tokens=report.num_tokens,
-            num_attended_pairs=num_attended_pairs,
+            num_attention_products=num_attention_products,
             num_targets=report.num_targets,
         )
         speed = self._meter.step_done(step=report.step, num_tokens=report.num_tokens, flops=flops, waits=waits)

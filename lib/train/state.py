@@ -103,13 +103,16 @@ def _fill(tensor: torch.Tensor, name: str, fetch: Fetch) -> None:
 
 
 class ModelAndOptimizer:
-    """Master weights, and AdamW's two moments and step count of each."""
+    """Master weights that are trained, and AdamW's two moments and step count of each; and all buffers.
+
+    Frozen weights are not state: they are those of the model that the run began with.
+    """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.module, self.optimizer = module, optimizer
 
     def _parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.module.named_parameters())
+        return {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
 
     def pieces(self) -> dict[str, Piece]:
         found: dict[str, Piece] = {}

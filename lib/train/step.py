@@ -18,9 +18,8 @@ from lib.core.errors import NonFiniteLossError
 from lib.data.batch import PackedBatch
 from lib.losses.cross_entropy import cross_entropy_sum
 from lib.models.decoder import Decoder
-from lib.models.flops import attended_pairs
+from lib.models.flops import FlopCounter
 from lib.models.layers.documents import DocumentLayout
-from lib.models.spec import DecoderSpec
 from lib.parallel.reduce import all_reduce_sum, clip_grad_norm
 from lib.train.collect import gather_texts
 from lib.train.meters import StepReport
@@ -55,6 +54,7 @@ class LossModule(nn.Module):
             vocab_size=self.decoder.spec.vocab_size,
             softcap=self.decoder.spec.logit_softcap,
             factors=weights_BT,
+            adapter=self.decoder.head_adapter(hidden_BTD),
         )
         return loss.total, loss.metrics["num_correct"]
 
@@ -80,20 +80,20 @@ class StepCounts:
     """Of the targets; their number where none has a weight of its own."""
     num_tokens: int
     num_slots: int
-    num_attended_pairs: int
-    """Pairs of a query and a key that it sees, over all documents and layers; see lib/models/flops.py."""
+    num_attention_products: int
+    """Over all documents and layers; see lib/models/flops.py."""
     num_parts_written: int
     """Ranks whose part of the pending checkpoint is on the disk."""
 
 
-def count_step(micro_batches: Sequence[MicroBatch], spec: DecoderSpec, *, part_written: bool) -> StepCounts:
+def count_step(micro_batches: Sequence[MicroBatch], flops: FlopCounter, *, part_written: bool) -> StepCounts:
     """The one collective before the backward pass."""
     lengths = [span.length for micro in micro_batches for span in micro.layout.spans]
     local = {
         "num_targets": sum(micro.batch.num_targets for micro in micro_batches),
         "num_tokens": sum(lengths),
         "num_slots": sum(micro.batch.token_ids.numel() for micro in micro_batches),
-        "num_attended_pairs": attended_pairs(spec, lengths),
+        "num_attention_products": flops.attention_products(lengths),
         "num_parts_written": int(part_written),
     }
     weight_sum = sum(micro.batch.weight_sum for micro in micro_batches)

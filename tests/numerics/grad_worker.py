@@ -12,6 +12,7 @@ from lib.config.model import ModelConfig
 from lib.config.parallel import ClusterShape
 from lib.data.batch import Document, PackedRow, collate
 from lib.models.decoder import Decoder
+from lib.models.flops import FlopCounter
 from lib.models.spec import DecoderSpec, Rope
 from lib.parallel.apply import shard_model
 from lib.parallel.mesh import build_mesh
@@ -89,7 +90,7 @@ class GradWorker(Worker):
         shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=info.num_ranks, threads_per_rank=1)
         shard_model(module, build_mesh(shape), ModelConfig(compute_dtype="float32"))
         micro = micro_batches(rows, micro_batch_rows)
-        counts = count_step(micro, SPEC, part_written=True)
+        counts = count_step(micro, FlopCounter(SPEC), part_written=True)
         device = torch.device("cpu")
         total, correct = accumulate_gradients(module, micro, denominator=counts.num_targets, device=device)
         sums = all_reduce_sum({"loss": total, "num_correct": correct})

@@ -12,6 +12,7 @@ from lib.cluster.group import Deadlines
 from lib.cluster.local import LocalGroup
 from lib.config.parallel import ClusterShape
 from lib.data.batch import PackedRow
+from lib.models.flops import FlopCounter
 from lib.train.step import accumulate_gradients, count_step
 from tests.numerics.grad_worker import TARGETS, GradWorker, gradients, loss_module, micro_batches, packed_rows
 
@@ -114,7 +115,7 @@ def test_a_weight_of_two_is_the_row_given_twice() -> None:
     for given in (weighted, repeated):
         module = loss_module(torch.float64)
         micro = micro_batches(given, 3)
-        denominator = count_step(micro, module.decoder.spec, part_written=False).weight_sum
+        denominator = count_step(micro, FlopCounter(module.decoder.spec), part_written=False).weight_sum
         total, _ = accumulate_gradients(module, micro, denominator=denominator, device=CPU)
         results.append((denominator, total, gradients(module)))
     (count, loss, grads), (expected_count, expected_loss, expected_grads) = results

@@ -56,6 +56,38 @@ def test_loss_and_all_gradients_are_those_of_the_plain_loss(
         _close(found, expected, LIMITS[dtype])
 
 
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("chunk", [1, 7, T + 1])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_an_adapter_of_the_head_adds_to_the_logits(dtype: torch.dtype, chunk: int, softcap: float | None, frozen: bool) -> None:
+    """[C6] Loss, log-probabilities and gradients are those of hidden @ (W + B A).T; a frozen W gets none."""
+    hidden, weight, labels = _inputs(dtype)
+    generator = torch.Generator().manual_seed(6)
+    a, b = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) * 0.3 for shape in ((3, D), (V, 3)))
+
+    def run(chunked: bool) -> tuple[torch.Tensor, ...]:
+        leaf, low, out = (tensor.clone().requires_grad_() for tensor in (hidden, a, b))
+        head = weight.clone().requires_grad_(not frozen)
+        if chunked:
+            adapter = (leaf @ low.T, out)
+            total = cross_entropy_sum(leaf, head, labels, chunk, softcap=softcap, adapter=adapter).total
+            logprobs = token_logprobs(leaf, head, labels, chunk, softcap=softcap, adapter=adapter)
+        else:
+            logits = leaf @ (head + out @ low).T
+            logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+            kept = labels != IGNORE_INDEX
+            logprobs = torch.log_softmax(logits, -1)[kept].gather(-1, labels[kept, None])[:, 0]
+            total = -logprobs.sum()
+        (total * 0.37).backward()
+        assert (head.grad is None) == frozen
+        leaves = (leaf, low, out, *([] if frozen else [head]))
+        return (total.detach(), logprobs.detach(), *(tensor.grad for tensor in leaves if tensor.grad is not None))
+
+    for found, expected in zip(run(chunked=True), run(chunked=False), strict=True):
+        _close(found, expected, LIMITS[dtype])
+
+
 @pytest.mark.parametrize("dtype", list(LIMITS))
 @pytest.mark.parametrize("softcap", [None, 1.5])
 def test_each_position_counts_by_its_factor(dtype: torch.dtype, softcap: float | None) -> None:

@@ -10,11 +10,13 @@ from lib.config.parallel import ClusterShape
 from lib.core.errors import ConfigError
 from lib.models.decoder import Decoder
 from lib.models.hf_io import CheckpointReader, load_full, read_spec
+from lib.models.lora import fill_factors, put_adapters
+from lib.parallel.load import full_tensors
 from lib.parallel.mesh import build_mesh
 from lib.parallel.reduce import all_reduce_sum, barrier, clip_grad_norm
 from tests.lib.models.checkpoints import family_model
 from tests.lib.parallel.ranks import run_here, run_ranks
-from tests.lib.parallel.work import CASES, LossModule, digest, everything, share
+from tests.lib.parallel.work import CASES, LossModule, digest, everything, share, shift_adapters
 from tests.tiny import VOCAB_SIZE, tiny_model
 
 
@@ -38,10 +40,14 @@ def two_ranks(folders: dict[str, Path]) -> list[dict[str, Any]]:
     return run_ranks(everything, 2, folders)
 
 
-def plain(folder: Path) -> LossModule:
+def plain(folder: Path, case: str) -> LossModule:
     with torch.device("meta"):
         decoder = Decoder(read_spec(folder)[1])
     load_full(decoder, folder)
+    if lora := CASES[case][0].get("lora"):
+        put_adapters(decoder, lora)
+        fill_factors(decoder, seed=0)
+        shift_adapters(decoder)
     return LossModule(decoder)
 
 
@@ -54,7 +60,7 @@ def relative(ours: Any, theirs: Any) -> float:
 @pytest.mark.parametrize("case", CASES)
 def test_a_sharded_load_is_the_full_load(case: str, folders: dict[str, Path], two_ranks: list[dict[str, Any]]) -> None:
     """Bit for bit, and each rank reads at most 1.1 times its share of the bytes."""
-    expected = {name: digest(tensor) for name, tensor in plain(folders[case]).decoder.named_parameters()}
+    expected = {name: digest(tensor) for name, tensor in plain(folders[case], case).decoder.named_parameters()}
     reader = CheckpointReader(folders[case])
     total = sum(reader.get(name).nbytes for name in reader.names())
     for rank in two_ranks:
@@ -64,32 +70,37 @@ def test_a_sharded_load_is_the_full_load(case: str, folders: dict[str, Path], tw
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_export_is_the_checkpoint(case: str, folders: dict[str, Path], two_ranks: list[dict[str, Any]]) -> None:
-    """Whole tensors under their checkpoint names, equal to the stored ones (as float32) on every rank, after a forward pass."""
+    """Whole tensors under their checkpoint names, equal to the stored ones (as float32) on every rank, after a forward pass;
+    with adapters, the merged ones of a whole decoder."""
     reader = CheckpointReader(folders[case])
-    expected = {name: digest(reader.get(name).float()) for name in reader.names()}
+    stored = {name: reader.get(name).float() for name in reader.names()}
+    merged = dict(full_tensors(plain(folders[case], case))) if "adapters" in case else stored
+    expected = {name: digest(tensor) for name, tensor in merged.items()}
     assert all(rank[case]["exported"] == expected for rank in two_ranks)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "bf16"])
+@pytest.mark.parametrize("case", [case for case in CASES if "bf16" not in case])
 def test_loss_and_gradients_do_not_depend_on_the_ranks(
     case: str, folders: dict[str, Path], one_rank: dict[str, Any], two_ranks: list[dict[str, Any]]
 ) -> None:
     """Sums over all rows: a plain module, one rank and two ranks agree to 1e-5 relative. [E8] The tied gradient counts once."""
-    module = plain(folders[case])
+    module = plain(folders[case], case)
     loss = module(*share(1, 0, VOCAB_SIZE))
     loss.backward()
     for result in (one_rank, *two_ranks):
         assert result[case]["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
-        assert result[case]["gradients"].keys() == {name for name, _ in module.decoder.named_parameters()}
-        for name, parameter in module.decoder.named_parameters():
+        trained = {name: parameter for name, parameter in module.decoder.named_parameters() if parameter.requires_grad}
+        assert result[case]["gradients"].keys() == trained.keys()
+        for name, parameter in trained.items():
             assert parameter.grad is not None
             assert relative(result[case]["gradients"][name], parameter.grad.tolist()) <= 1e-5, name
 
 
 def test_bfloat16_gradients_agree_to_its_rounding(one_rank: dict[str, Any], two_ranks: list[dict[str, Any]]) -> None:
-    assert two_ranks[0]["bf16"]["loss"] == pytest.approx(one_rank["bf16"]["loss"], rel=1e-3)
-    for name, gradient in one_rank["bf16"]["gradients"].items():
-        assert relative(two_ranks[0]["bf16"]["gradients"][name], gradient) <= 3e-2, name
+    for case in ("bf16", "bf16 adapters"):
+        assert two_ranks[0][case]["loss"] == pytest.approx(one_rank[case]["loss"], rel=1e-3)
+        for name, gradient in one_rank[case]["gradients"].items():
+            assert relative(two_ranks[0][case]["gradients"][name], gradient) <= 3e-2, name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -103,13 +114,13 @@ def test_the_gradient_norm_is_one_number(case: str, one_rank: dict[str, Any], tw
     """The same on both ranks to the bit, equal to that of one rank, right, and 0.5 after clipping to 0.5."""
     first, second = two_ranks
     assert first[case]["norm"] == second[case]["norm"]
-    assert first[case]["norm"] == pytest.approx(one_rank[case]["norm"], rel=1e-2 if case == "bf16" else 1e-5)
+    assert first[case]["norm"] == pytest.approx(one_rank[case]["norm"], rel=1e-2 if "bf16" in case else 1e-5)
     squares = [torch.tensor(gradient, dtype=torch.float64).square().sum() for gradient in first[case]["gradients"].values()]
     assert first[case]["norm"] == pytest.approx(float(torch.stack(squares).sum().sqrt()), rel=1e-6)
     assert first[case]["clipped"] == pytest.approx(0.5, rel=1e-5)
 
 
-@pytest.mark.parametrize("case", ["fp32", "fp32 recomputed", "fp32 untied, biases"])
+@pytest.mark.parametrize("case", ["fp32", "fp32 recomputed", "fp32 untied, biases", "fp32 adapters"])
 def test_training_steps_agree(case: str, one_rank: dict[str, Any], two_ranks: list[dict[str, Any]]) -> None:
     """[E8] After optimizer steps the weights of two ranks are those of one; a tied head has no weight of its own."""
     assert two_ranks[0][case]["trained"] == two_ranks[1][case]["trained"]

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lib.config.heads import HeadsConfig
-from lib.config.model import ModelConfig
+from lib.config.model import LoraConfig, ModelConfig
 from lib.config.parallel import ClusterShape
 from lib.core.errors import WorkerDiedError
 from lib.core.examples import IGNORE_INDEX
@@ -21,6 +21,7 @@ from lib.models.decoder import Decoder
 from lib.models.heads import HeadedDecoder
 from lib.models.hf_io import read_spec
 from lib.models.layers.documents import DocumentLayout
+from lib.models.lora import is_factor, put_adapters
 from lib.parallel import shared_memory
 from lib.parallel.apply import shard_model
 from lib.parallel.load import decoder_of, full_heads, full_tensors, load_heads, load_sharded
@@ -41,6 +42,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bf16": ({"compute_dtype": "bfloat16"}, {}),
     "fp32 experts": (FP32, {"family": "qwen3_moe", "num_experts": 5}),
     "fp32 fused experts": (FP32 | {"activation_checkpointing": True}, {"family": "gpt_oss", "num_local_experts": 4}),
+    "fp32 adapters": (FP32 | {"lora": LoraConfig(rank=3, targets=("q", "v", "down", "embed"))}, {}),
+    "fp32 adapters of experts": (
+        FP32
+        | {"activation_checkpointing": True}
+        | {"lora": LoraConfig(rank=5, targets=("k", "experts", "head"), train_fully=("norms", "router"))},
+        {"family": "gpt_oss", "num_local_experts": 4, "tie_word_embeddings": False},
+    ),
+    "bf16 adapters": ({"compute_dtype": "bfloat16", "lora": LoraConfig(rank=3)}, {}),
     "fp32 gemma": (FP32, {"family": "gemma3_text", "final_logit_softcapping": None}),
 }
 """Case -> (fields of ModelConfig, fields of the tiny model, of a family other than llama where it names one)."""
@@ -66,7 +75,7 @@ class LossModule(nn.Module):
         self.decoder = decoder
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, layout: DocumentLayout) -> torch.Tensor:
-        logits = (self.decoder(token_ids, positions, layout) @ self.decoder.head_weight.T).float()
+        logits = self.decoder.logits(self.decoder(token_ids, positions, layout)).float()
         targets = (token_ids[..., None] + 1) % logits.shape[-1]
         return -torch.log_softmax(logits, -1).gather(-1, targets)[..., 0][layout.document_ids_BT >= 0].sum()
 
@@ -217,10 +226,23 @@ def miss_a_barrier() -> str:
 
 def _sharded(folder: Path, options: dict[str, Any], num_replicas: int = 1) -> tuple[LossModule, int]:
     shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=dist.get_world_size(), threads_per_rank=1)
+    config = ModelConfig(**options)
     with torch.device("meta"):
         module = LossModule(Decoder(read_spec(folder)[1]))
-    shard_model(module, build_mesh(shape, num_replicas), ModelConfig(**options))
-    return module, load_sharded(module, folder)
+        if config.lora:
+            put_adapters(module.decoder, config.lora)
+    shard_model(module, build_mesh(shape, num_replicas), config)
+    bytes_read = load_sharded(module, folder)
+    shift_adapters(module.decoder)
+    return module, bytes_read
+
+
+@torch.no_grad()
+def shift_adapters(decoder: Decoder) -> None:
+    """So that none is zero, in the same way on any number of ranks."""
+    for name, parameter in decoder.named_parameters():
+        if is_factor(name):
+            parameter.add_(0.05)
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

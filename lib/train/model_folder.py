@@ -1,0 +1,68 @@
+"""A model between its folder and the ranks that train it: read sharded, written back whole."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from lib.config.model import LoraConfig, ModelConfig
+from lib.config.parallel import ClusterShape
+from lib.core.errors import InfraError
+from lib.models.decoder import Decoder
+from lib.models.hf_export import write_hf_folder
+from lib.models.hf_io import read_spec
+from lib.models.lora import put_adapters
+from lib.models.peft_export import why_not_peft, write_adapter
+from lib.parallel.apply import shard_model
+from lib.parallel.load import full_tensors, load_sharded, trained_tensors
+from lib.parallel.mesh import build_mesh
+from lib.train.step import LossModule
+
+WEIGHTS, ADAPTER = "hf", "adapter"
+
+
+def load_module(
+    config: ModelConfig, shape: ClusterShape, model_dir: Path, device: torch.device, *, seed: int, fresh: bool
+) -> LossModule:
+    """The model on this rank. What a checkpoint doesn't hold is read from the model folder; unless `fresh`, the rest is still
+    to be filled from one.
+
+    Args:
+        seed: of new adapters.
+    """
+    _, spec = read_spec(model_dir)
+    with torch.device("meta"):
+        decoder = Decoder(spec)
+        if config.lora:
+            put_adapters(decoder, config.lora)
+        module = LossModule(decoder, config.loss_chunk_tokens)
+    shard_model(module, build_mesh(shape), config)
+    if fresh or config.lora:
+        load_sharded(module, model_dir, device, adapter_seed=seed)
+    else:
+        module.to_empty(device=device)
+    return module
+
+
+def write_module(module: LossModule, lora: LoraConfig | None, model_dir: Path, folder: Path, *, rank: int) -> None:
+    """Rank 0 writes folder/hf, the Hugging Face folder that the weights came from with adapters merged into them, and
+    folder/adapter where there are adapters that PEFT can hold; the others lend their pieces.
+
+    Raises:
+        InfraError: the disk is full or failed.
+    """
+    has_adapter = lora is not None and why_not_peft(lora, module.decoder.spec) is None
+    if rank:
+        for tensors in (full_tensors(module), trained_tensors(module) if has_adapter else ()):
+            for _ in tensors:
+                continue
+        return
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / WEIGHTS).mkdir(parents=True)
+        write_hf_folder(folder / WEIGHTS, full_tensors(module), model_dir)
+        if lora is not None and has_adapter:
+            (folder / ADAPTER).mkdir()
+            write_adapter(folder / ADAPTER, trained_tensors(module), lora, module.decoder.spec)
+    except OSError as error:
+        raise InfraError(f"{folder}: can't write the trained weights: {error}; free disk space there and run again") from error
