@@ -1,11 +1,13 @@
 """`python -m tests.families`: every family from end to end: fine-tune a small random model of it, export, read it elsewhere.
 
 The model has the family's real tokenizer, where one can be had, and few, narrow layers. It is admitted, trained for some steps
-on the quickstart's questions and exported; the export's logits, continuations and log-probabilities are then compared with
-transformers' and vLLM's. Prints one JSON object: per family what `make verify-model` prints, and the losses.
+on the quickstart's questions and exported, with all weights trained and with adapters; the export's logits, continuations
+and log-probabilities are then compared with transformers' and vLLM's, and an adapter's logits, in transformers and peft,
+with those of the merged weights. Prints one JSON object: per family what `make verify-model` prints, and the losses.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -15,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from lib.cluster.local import LocalGroup
+from lib.config.model import LoraConfig
 from lib.config.recipes import SftJob
 from lib.core.artifact import read_manifest, stage_artifact
 from lib.core.errors import PostflyteError
@@ -29,12 +34,14 @@ from lib.recipes.sft import run_sft
 from lib.recipes.verify_model import check_model
 from lib.tokens.tokenizer import Tokenizer
 from lib.train.meters import METRICS_NAME, read_rows
+from tests.lib.models.adapters import all_targets
 
 ASSETS = Path(".quickstart")
 SMOLLM2, QWEN3 = ASSETS / "smollm2", ASSETS / "tokenizers" / "qwen3"
 GEMMA3, GPT_OSS = ASSETS / "tokenizers" / "gemma3", ASSETS / "tokenizers" / "gpt_oss"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 DATE = "2026-01-01"
+ADAPTER_LIMIT = 1e-5
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ def write_model(family: str, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def make_job(family: str, steps: int) -> SftJob:
+def make_job(family: str, steps: int, *, lora: LoraConfig | None) -> SftJob:
     values = {
         "learning_rate": 1e-3,
         "steps": steps,
@@ -99,7 +106,7 @@ def make_job(family: str, steps: int) -> SftJob:
         "gpus_per_node": 0,
         "config": {
             "data": {"num_streams": 2, **SMALL[family].data},
-            "model": {"compute_dtype": "float32"},
+            "model": {"compute_dtype": "float32", "lora": lora and lora.model_dump(mode="json")},
             "optim": {"warmup_steps": 2},
             "train": {"rows_per_step": 4, "rows_per_micro_batch": 2},
             "cluster": {"cpu_ranks_per_node": 1, "threads_per_rank": 1},
@@ -109,38 +116,60 @@ def make_job(family: str, steps: int) -> SftJob:
     return SftJob.parse(values, where="job")
 
 
-def run_family(family: str, root: Path, steps: int) -> dict[str, Any]:
+def run_family(family: str, root: Path, steps: int, *, what: str) -> dict[str, Any]:
     """What the check of the trained export found, and the first and last loss."""
     write_model(family, root / "folder")
     with stage_artifact(root / "model", "model") as staged:
         admit_model(root / "folder", staged)
     with stage_artifact(root / "data", "dataset") as staged:
         ingest_dataset(ASSETS / "chain_sum" / "train.jsonl", staged)
+    spec = read_spec(root / "model")[1]
+    lora = LoraConfig(rank=8, dropout=0.05, targets=all_targets(spec)) if what == "lora" else None
     with stage_artifact(root / "report", "logit_report") as staged:
         write_logit_report(build_logit_report(root / "model", num_configs=2), read_manifest(root / "model").digest, staged)
     with stage_artifact(root / "checkpoint", "checkpoint") as out:
-        inputs = (make_job(family, steps), root / "model", root / "data", read_logit_report(root / "report"), out)
+        inputs = (make_job(family, steps, lora=lora), root / "model", root / "data", read_logit_report(root / "report"), out)
         run_sft(*inputs, run_dir=root / "run", group_factory=LocalGroup, progress=lambda count, **figures: None)
     losses = [row["loss"] for row in read_rows(root / "run" / METRICS_NAME)]
     (root / "export").mkdir()
     check = check_model(root / "checkpoint" / "hf", root / "export", group_factory=LocalGroup, num_configs=0)
-    return {**check.to_json(), "steps": steps, "loss_first": losses[0], "loss_last": losses[-1]}
+    found = {**check.to_json(), "steps": steps, "loss_first": losses[0], "loss_last": losses[-1]}
+    if lora is not None:
+        found["adapter_logit_diff"] = adapter_difference(root / "model", root / "checkpoint")
+        if not found["adapter_logit_diff"] <= ADAPTER_LIMIT:
+            found["problems"] = [*found["problems"], f"the adapter's logits differ from the merged weights' > {ADAPTER_LIMIT}"]
+    return found
+
+
+@torch.no_grad()
+def adapter_difference(model: Path, checkpoint: Path) -> float:
+    """Greatest difference of the logits of the adapter on its base from those of the merged weights, of the greatest logit."""
+    token_ids = torch.arange(5, 69)[None]
+    merged, base = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        for folder in (checkpoint / "hf", model)
+    )
+    expected = merged(token_ids, use_cache=False).logits
+    adapted = PeftModel.from_pretrained(base, checkpoint / "adapter").eval()(token_ids, use_cache=False).logits
+    return float((adapted - expected).abs().max() / expected.abs().max())
 
 
 def main() -> int:
     """0 when every family came through without a problem."""
     parser = argparse.ArgumentParser(prog="python -m tests.families", description=__doc__)
     parser.add_argument("--family", nargs="*", default=list(SMALL), choices=list(SMALL))
+    parser.add_argument("--what", nargs="*", default=["full", "lora"], choices=["full", "lora"], help="what is trained")
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     found: dict[str, Any] = {}
-    for family in options.family:
+    for family, what in itertools.product(options.family, options.what):
+        name = f"{family}, {what}"
         with tempfile.TemporaryDirectory(prefix=f"postflyte-{family}-") as scratch:
             try:
-                found[family] = run_family(family, Path(scratch), options.steps)
+                found[name] = run_family(family, Path(scratch), options.steps, what=what)
             except PostflyteError as error:
-                found[family] = {"problems": [f"{type(error).__name__}: {error}"]}
-        sys.stderr.write(f"{family}: {json.dumps(found[family])}\n")
+                found[name] = {"problems": [f"{type(error).__name__}: {error}"]}
+        sys.stderr.write(f"{name}: {json.dumps(found[name])}\n")
     sys.stdout.write(json.dumps({"families": found}) + "\n")
     return int(any(result["problems"] for result in found.values()))
 
