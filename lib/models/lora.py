@@ -105,8 +105,15 @@ def trained_shapes(spec: DecoderSpec, config: LoraConfig | None) -> dict[str, tu
 
 
 def num_trained(spec: DecoderSpec, config: LoraConfig | None) -> int:
-    """Numbers in all of them."""
-    return sum(math.prod(shape) for shape in trained_shapes(spec, config).values())
+    """Numbers in all of them, rows of embedding and head without an id left out."""
+    return sum(
+        math.prod(shape) // spec.num_rows * spec.vocab_size if _has_row_for_each_id(name) else math.prod(shape)
+        for name, shape in trained_shapes(spec, config).items()
+    )
+
+
+def _has_row_for_each_id(name: str) -> bool:
+    return name.partition(".")[0] in ("embed", "head") and not name.endswith(".lora.a")
 
 
 def initial_factor(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:

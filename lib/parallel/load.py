@@ -52,10 +52,10 @@ def load_sharded(module: nn.Module, folder: Path, device: torch.device | str = "
 
 
 def full_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(checkpoint name, whole float32 tensor) of each parameter, one at a time; every rank must iterate to the end.
+    """(checkpoint name, whole tensor) of each parameter, one at a time; every rank must iterate to the end.
 
-    The tensors are the same on all ranks; keep only what rank 0 writes. Adapters are merged into their weights: W + scale *
-    B A in float32.
+    The tensors are the same on all ranks; keep only what rank 0 writes. What is trained is float32, the rest as the module
+    holds it. Adapters are merged into their weights: W + scale * B A in float32.
 
     Raises:
         ModelError: the experts were balanced by a bias, for which no family's checkpoint has a place.

@@ -10,9 +10,10 @@ from lib.config.parallel import ClusterShape
 from lib.core.errors import InfraError
 from lib.models.decoder import Decoder
 from lib.models.hf_export import write_hf_folder
-from lib.models.hf_io import read_spec
+from lib.models.hf_io import CheckpointReader, read_spec
 from lib.models.lora import put_adapters
 from lib.models.peft_export import why_not_peft, write_adapter
+from lib.models.weights import WeightMap
 from lib.parallel.apply import shard_model
 from lib.parallel.load import full_tensors, load_sharded, trained_tensors
 from lib.parallel.mesh import build_mesh
@@ -30,18 +31,27 @@ def load_module(
     Args:
         seed: of new adapters.
     """
-    _, spec = read_spec(model_dir)
+    family, spec = read_spec(model_dir)
     with torch.device("meta"):
         decoder = Decoder(spec)
-        if config.lora:
-            put_adapters(decoder, config.lora)
         module = LossModule(decoder, config.loss_chunk_tokens)
+    if config.lora:
+        put_adapters(decoder, config.lora)
+        _frozen_as_stored(decoder, CheckpointReader(model_dir), family.weight_map(spec))
     shard_model(module, build_mesh(shape), config)
     if fresh or config.lora:
         load_sharded(module, model_dir, device, adapter_seed=seed)
     else:
         module.to_empty(device=device)
     return module
+
+
+def _frozen_as_stored(decoder: Decoder, reader: CheckpointReader, weights: WeightMap) -> None:
+    """Frozen weights take no more memory than on the disk. They are gathered in the compute dtype, so no bit of a result
+    depends on it."""
+    for name, parameter in decoder.named_parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(reader.dtype(weights.entries[name].names[0]))
 
 
 def write_module(module: LossModule, lora: LoraConfig | None, model_dir: Path, folder: Path, *, rank: int) -> None:

@@ -1,6 +1,7 @@
 """Laws of adapters, for every family: they begin as nothing, are W + scale * B A, and leave all else alone."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from lib.models.hf_io import read_spec
 from lib.models.layers.documents import DocumentLayout
 from lib.models.layers.experts import Groups
 from lib.models.layers.lora import LowRank
-from lib.models.lora import adapters, chosen_targets, initial_factor, is_factor, merged, put_adapters, trained_shapes
+from lib.models.lora import (
+    adapters,
+    chosen_targets,
+    initial_factor,
+    is_factor,
+    merged,
+    num_trained,
+    put_adapters,
+    trained_shapes,
+)
 from lib.models.spec import DecoderSpec
 from tests.lib.models.adapters import all_targets, plain, with_adapters
 from tests.lib.models.batches import logits, packed
@@ -147,12 +157,20 @@ def test_what_is_trained_is_a_list_that_follows_from_the_spec(kind: str, folders
     assert set(trained_shapes(spec, LoraConfig())) == expected_names(spec)
     assert set(trained_shapes(spec, LoraConfig(train_fully=("norms",)))) == expected_names(spec, norms=True)
     assert list(trained_shapes(spec, None)) == [name for name, _ in plain(folders[kind]).named_parameters()]
+    assert num_trained(spec, None) == spec.num_parameters
     most = set(trained_shapes(spec, LoraConfig(targets=all_targets(spec)))) - expected_names(spec)
     expert_layers = spec.moe.layers if spec.moe else ()
     parts = {f"layers.{layer}.mlp.experts.{part}" for layer in expert_layers for part in ("gate", "up", "down")}
     assert most == {
         f"{module}.lora.{factor}" for module in {*parts, "embed", *([] if spec.tied else ["head"])} for factor in "ab"
     }
+
+
+def test_rows_without_an_id_are_not_counted(tmp_path: Path) -> None:
+    """An adapter of a tied embedding of 70 rows, 128 in memory: a [2, 32] and b [70, 2]."""
+    spec = replace(read_spec(family_model(tmp_path, "llama", hidden_size=32))[1], vocab_size=70)
+    assert num_trained(spec, LoraConfig(rank=2, targets=("embed",))) == 2 * 32 + 70 * 2
+    assert num_trained(spec, None) == spec.num_parameters
 
 
 def test_an_adapter_of_one_expert_changes_that_expert_only(folders: dict[str, Path]) -> None:

@@ -33,6 +33,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"targets": ("v",), "train_fully": ("embed", "head")},
     ),
     "untied, embedding adapted": ({"family": "qwen2", "tie_word_embeddings": False}, {"targets": ("embed",)}),
+    "rows without an id": ({"family": "llama", "vocab_size": 390}, {}),
+    "rows without an id, untied": ({"family": "qwen3", "vocab_size": 390, "tie_word_embeddings": False}, {}),
     "tied, many layers": ({"family": "llama", "num_hidden_layers": 11}, {"targets": ("o",)}),
     "experts, rsLoRA": ({"family": "qwen3_moe", "tie_word_embeddings": False}, {"targets": ("experts",), "rslora": True}),
     "router in full": ({"family": "qwen3_moe"}, {"targets": ("q",), "train_fully": ("router",)}),
