@@ -1,7 +1,8 @@
 """`python -m tests.faults [--kind task] --trials 10`: a drill; one JSON object last, exit code 1 if a run didn't survive.
 
 Kinds: `task` kills the real train task (tests/faults/drill.py); `store`, `io` and `bitflip` harm a run that only saves
-checkpoints (tests/faults/store_drill.py), hundreds of times. `io` takes every case there is and no number of trials.
+checkpoints (tests/faults/store_drill.py), hundreds of times; `ray` kills and stops ranks, nodes and drivers of a small
+cluster (tests/faults/ray_drill.py). `io` takes every case there is and no number of trials.
 """
 
 import argparse
@@ -11,13 +12,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults import store_drill
+from tests.faults import ray_drill, store_drill
 from tests.faults.drill import run_drill
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--kind", choices=("task", "store", "io", "bitflip"), default="task")
+    parser.add_argument("--kind", choices=("task", "store", "io", "bitflip", "ray"), default="task")
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32, help="printed with the result; repeats its moments")
     options = parser.parse_args()
@@ -28,8 +29,13 @@ def main() -> int:
     if options.kind == "io":
         figures = store_drill.run_io_errors(root)
     else:
-        drill = {"task": run_drill, "store": store_drill.run_kills, "bitflip": store_drill.run_bitflips}[options.kind]
-        figures = drill(root, options.trials, seed=options.seed)
+        drills = {
+            "task": run_drill,
+            "store": store_drill.run_kills,
+            "bitflip": store_drill.run_bitflips,
+            "ray": ray_drill.run_drill,
+        }
+        figures = drills[options.kind](root, options.trials, seed=options.seed)
     print(json.dumps(figures))
     return 0 if figures["survived"] == figures["trials"] and not figures["hangs"] + figures["leaks"] else 1
 
