@@ -66,8 +66,8 @@ verify-model: setup ## compare model families with transformers (FAMILY=all or a
 	@$(BIN)/python -W ignore -m $(if $(MODEL),tasks.verify_model $(MODEL),tests.gate --family $(FAMILY))
 
 bench: setup assets ## all benchmarks, against their peers
-	@for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \
-	  [ $$name = report ] || $(BIN)/python -m benchmarks $$name || exit 1; done
+	@for name in $$($(BIN)/python -c 'from benchmarks.__main__ import names; print(*names())'); do \
+	  $(BIN)/python -m benchmarks $$name || exit 1; done
 
 masks: setup assets tokenizers ## ids and loss masks of 1,000 conversations in every chat format, against independent oracles
 	$(BIN)/python -W ignore -m tests.masks $(ARGS)

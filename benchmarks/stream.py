@@ -3,19 +3,21 @@
 `python -m benchmarks stream [--rows 4000] [--rounds 3] [--kills 20] [--tokenizer FOLDER]`, one thread, CPU time.
 
 Two pipelines end in packed batches. `text`: JSON lines are decoded, checked, encoded with masks, packed and laid out as
-tensors; beside it the tokenizer alone, given the same rendered texts in batches of 1,000. `tokens`: stored tokens are read,
-shuffled, packed and laid out; beside it Hugging Face `datasets` streaming the same Arrow shards row by row, and doing no more.
+tensors; beside it the tokenizer alone (`encode_batch`, and `encode_batch_fast`, which finds no character offsets), given the
+same rendered texts in batches of 1,000. `tokens`: stored tokens are read, shuffled, packed and laid out; beside it Hugging
+Face `datasets` streaming the same Arrow shards row by row, and doing no more.
 
-Then a stream of the same rows is killed at random steps and resumed from its last state: rows lost and repeated against the
-order of a run that was never stopped; beside it `datasets` with its shuffle buffer and its own state_dict.
+Before that a process that reads these rows is killed (SIGKILL) at random moments and its successor resumes from the last
+position put down (see killing.py): rows lost and repeated against the order of a run that nobody stopped; beside it
+`datasets` with a shuffle buffer of the size of our shuffle blocks and its own state_dict.
 """
 
 import argparse
 import json
 import random
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -24,6 +26,7 @@ from typing import Any
 import datasets
 
 from benchmarks.floor import measure_floor
+from benchmarks.killing import MOST_STEPS, Reader, lost_and_repeated
 from benchmarks.report import Report, interleaved_cpu_seconds, medians, say
 from lib.config.data import DataConfig
 from lib.core.artifact import stage_artifact
@@ -31,6 +34,7 @@ from lib.core.examples import Conversation
 from lib.data.batch import collate
 from lib.data.examples import open_examples
 from lib.data.mixture import OWN_DATA
+from lib.data.prefetch import Prefetcher
 from lib.data.shuffle import ExampleSource
 from lib.data.stream import Encoding, PackedStream
 from lib.data.tokenized import TokenizedExamples, finish, write_split
@@ -41,7 +45,7 @@ SEQUENCE_LENGTH, ROWS_PER_STEP = 2048, 8
 CONFIG = DataConfig(num_streams=8, open_packs=16, shuffle_rows=256, long_rows="truncate")
 MEAN_WORDS, MOST_WORDS = 150, 1200
 BATCH_ROWS = 1000
-HF_BUFFER = 1000
+HF_STEP_ROWS = 8
 TOKENIZER = Path(".quickstart/smollm2")
 
 
@@ -99,81 +103,98 @@ def read_all(rows: Iterable[Any]) -> None:
         pass
 
 
-def our_kills(source: ExampleSource, encoding: Encoding, num_kills: int, seed: int) -> tuple[int, int]:
-    """(lost, repeated) rows over random kills of a stream that checkpoints at random steps."""
-    chance = random.Random(seed)
+class OurReader:
+    """The packed stream, prepared in a thread some steps ahead; its position is that of the step given out."""
 
-    def fresh() -> PackedStream:
-        return PackedStream({OWN_DATA: source}, encoding, CONFIG, sequence_length=SEQUENCE_LENGTH, rows_per_step=ROWS_PER_STEP)
+    def __init__(self, source: ExampleSource, encoding: Encoding) -> None:
+        stream = PackedStream({OWN_DATA: source}, encoding, CONFIG, sequence_length=SEQUENCE_LENGTH, rows_per_step=1)
+        self._feed = Prefetcher([stream], lambda step: step, CONFIG.prefetch_batches)
 
-    def ids(stream: PackedStream, num_steps: int) -> list[str]:
-        return [name for _ in range(num_steps) for row in stream.next_step().rows for name in row.sample_ids]
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._feed.load_state(state)
 
-    whole, killed = fresh(), fresh()
-    expected: list[str] = []
-    found: list[str] = []
-    for _ in range(num_kills):
-        num_steps = chance.randint(1, 6)
-        expected += ids(whole, num_steps)
-        found += ids(killed, num_steps)
-        state = json.loads(json.dumps(killed.state()))
-        ids(killed, chance.randint(0, 3))  # done after the checkpoint, lost with the kill
-        killed = fresh()
-        killed.load_state(state)
-    return _difference(expected, found)
+    def next_step(self) -> list[str]:
+        return [name for row in self._feed.next_step().rows for name in row.sample_ids]
+
+    def state(self) -> dict[str, Any]:
+        return self._feed.position().to_json()
 
 
-def hf_kills(path: Path, num_rows: int, num_kills: int, seed: int) -> tuple[int, int]:
-    """The same of `datasets`: shuffle with its buffer, state_dict and load_state_dict, over one pass of the rows."""
-    chance = random.Random(seed)
+class HfReader:
+    """`datasets` over the same shards, with its shuffle buffer and its own state_dict; one pass."""
 
-    def fresh() -> Any:
-        rows = datasets.load_dataset("json", data_files=str(path), split="train", streaming=True)
-        return rows.shuffle(seed=0, buffer_size=min(HF_BUFFER, num_rows // 4))
+    def __init__(self, folder: Path) -> None:
+        self._rows = hf_stream(folder).shuffle(seed=0, buffer_size=CONFIG.shuffle_rows)
+        self._iterator: Iterator[Any] | None = None
 
-    expected = [row["id"] for row in fresh()]
-    found: list[str] = []
-    rows = fresh()
-    for left in range(num_kills, 0, -1):
-        most = max(1, (num_rows - len(found)) // (left + 1))
-        found += [row["id"] for row in islice(rows, chance.randint(1, most))]
-        state = rows.state_dict()
-        rows = fresh()
-        rows.load_state_dict(state)
-    found += [row["id"] for row in rows]
-    return _difference(expected, found)
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._rows.load_state_dict(state)
+
+    def next_step(self) -> list[str]:
+        self._iterator = self._iterator or iter(self._rows)
+        return [row["id"] for row in islice(self._iterator, HF_STEP_ROWS)]
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._rows.state_dict()
+        return found
 
 
-def _difference(expected: Sequence[str], found: Sequence[str]) -> tuple[int, int]:
-    """Rows of a run that should have come and didn't, and the other way round; 0 + 0 only if the order is right as well."""
-    lost, repeated = Counter(expected) - Counter(found), Counter(found) - Counter(expected)
-    if not lost and not repeated and list(expected) != list(found):
-        raise AssertionError("all rows came, in another order")
-    return lost.total(), repeated.total()
+def kills(folder: Path, num_kills: int) -> dict[str, dict[str, float]]:
+    """Whose reader -> kills, rows lost and rows repeated."""
+    tokens = TokenizedExamples.open(folder / "tokens")
+    readers: dict[str, Callable[[], Reader]] = {
+        "ours": lambda: OurReader(tokens, tokens.encoding),
+        "hf_datasets": lambda: HfReader(folder / "tokens"),
+    }
+    num_steps = 2 * num_kills * MOST_STEPS
+    found = {}
+    for name, open_reader in readers.items():
+        say(f"{num_kills} random kills: {name}")
+        counts = lost_and_repeated(open_reader, folder / name, num_kills=num_kills, num_steps=num_steps, seed=0)
+        found[name] = dict(zip(("kills", "rows_lost", "rows_repeated"), map(float, counts)))
+    return found
 
 
-def race(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+@dataclass(frozen=True)
+class Prepared:
+    """What is raced: the same rows as files of JSON lines and of tokens, and as texts."""
+
+    tokenizer: Tokenizer
+    source: ExampleSource
+    encoding: Encoding
+    tokens: TokenizedExamples
+    texts: list[str]
+
+    @staticmethod
+    def of(folder: Path, options: argparse.Namespace) -> "Prepared":
+        path = folder / "rows.jsonl"
+        write_rows(path, options.rows)
+        say("tokenising once, for the stored tokens and the texts of the tokenizer alone")
+        tokenizer = Tokenizer.load(options.tokenizer)
+        encoding = Encoding.of_chat(ChatEncoder(tokenizer))
+        source = open_examples(path, Conversation, kind="conversation")
+        tokens = tokenized(source, encoding, folder / "tokens")
+        ids = [row.example.token_ids.tolist() for split in range(tokens.num_splits) for row in tokens.read(split)]
+        return Prepared(tokenizer, source, encoding, tokens, list(map(tokenizer.decode, ids)))
+
+
+def race(given: Prepared, folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Rows a CPU second of every variant."""
-    path = folder / "rows.jsonl"
-    write_rows(path, options.rows)
-    tokenizer = Tokenizer.load(options.tokenizer)
-    encoder = ChatEncoder(tokenizer)
-    source = open_examples(path, Conversation, kind="conversation")
-    say("tokenising once, for the stored tokens and the texts of the tokenizer alone")
-    tokens = tokenized(source, Encoding.of_chat(encoder), folder / "tokens")
-    texts = [
-        tokenizer.decode(row.example.token_ids.tolist()) for split in range(tokens.num_splits) for row in tokens.read(split)
-    ]
-    text_run, token_run = Runner(source, Encoding.of_chat(encoder)), Runner(tokens, tokens.encoding)
+    text_run, token_run = Runner(given.source, given.encoding), Runner(given.tokens, given.tokens.encoding)
+    passes, hf_rows, texts = options.token_passes, hf_stream(folder / "tokens"), given.texts
 
     def raw() -> None:
         for start in range(0, len(texts), BATCH_ROWS):
-            tokenizer.backend.encode_batch(texts[start : start + BATCH_ROWS])
+            given.tokenizer.backend.encode_batch(texts[start : start + BATCH_ROWS], add_special_tokens=False)
 
-    passes, hf_rows = options.token_passes, hf_stream(folder / "tokens")
+    def raw_fast() -> None:
+        for start in range(0, len(texts), BATCH_ROWS):
+            given.tokenizer.backend.encode_batch_fast(texts[start : start + BATCH_ROWS], add_special_tokens=False)
+
     variants: dict[str, tuple[int, Callable[[], None]]] = {
         "text": (options.rows, lambda: text_run.advance(options.rows)),
         "raw_tokenizer": (options.rows, raw),
+        "raw_tokenizer_without_offsets": (options.rows, raw_fast),
         "tokens": (passes * options.rows, lambda: token_run.advance(passes * options.rows)),
         "hf_rows": (options.rows, lambda: read_all(hf_rows)),
     }
@@ -193,25 +214,19 @@ def main(arguments: Sequence[str]) -> None:
     datasets.disable_progress_bars()
     floor = measure_floor()
     with tempfile.TemporaryDirectory(prefix="postflyte-stream-") as name:
-        folder = Path(name)
-        rates = race(folder, options)
-        say(f"{options.kills} random kills")
-        tokens = TokenizedExamples.open(folder / "tokens")
-        lost, repeated = our_kills(tokens, tokens.encoding, options.kills, seed=0)
-        hf_lost, hf_repeated = hf_kills(folder / "rows.jsonl", options.rows, options.kills, seed=0)
+        given = Prepared.of(Path(name), options)
+        killed = kills(Path(name), options.kills)  # before anything has started a thread
+        rates = race(given, Path(name), options)
     report = Report("stream", details={"options": {**vars(options), "tokenizer": str(options.tokenizer)}})
-    report.ours = {
-        "text_rows_per_s": rates["text"],
-        "token_rows_per_s": rates["tokens"],
-        "rows_lost": lost,
-        "rows_repeated": repeated,
-    }
-    report.ours["no_row_lost_or_repeated"] = float(lost + repeated == 0)
+    report.ours = {"text_rows_per_s": rates["text"], "token_rows_per_s": rates["tokens"], **killed["ours"]}
+    report.ours["no_row_lost_or_repeated"] = float(killed["ours"]["rows_lost"] + killed["ours"]["rows_repeated"] == 0)
     report.peers = {
         "raw_tokenizer": {"text_rows_per_s": rates["raw_tokenizer"]},
-        "hf_datasets": {"token_rows_per_s": rates["hf_rows"], "rows_lost": hf_lost, "rows_repeated": hf_repeated},
+        "raw_tokenizer_without_offsets": {"text_rows_per_s": rates["raw_tokenizer_without_offsets"]},
+        "hf_datasets": {"token_rows_per_s": rates["hf_rows"], **killed["hf_datasets"]},
     }
     report.compare("text_rows_per_s", "raw_tokenizer", smaller_is_better=False, target=0.95)
+    report.compare("text_rows_per_s", "raw_tokenizer_without_offsets", smaller_is_better=False)
     report.compare("token_rows_per_s", "hf_datasets", smaller_is_better=False, target=5.0)
     report.targets["no_row_lost_or_repeated"] = 1.0
     report.print(floor)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lib.config.base import Frozen, Number
 
@@ -12,6 +12,13 @@ class EvalConfig(Frozen):
 
     verifier: Literal["last_number", "exact"] = "last_number"
     """Name of the reward in lib/rewards/catalogue.py that compares an answer with the row's `answer`."""
+    chat_format: Literal["template", "harmony", "table"] | None = None
+    """How a conversation becomes text; see DataConfig. None: as the model was trained, or where its folder doesn't say so,
+    by the tokenizer's chat template. A model that was trained in another format is refused."""
+    chat_table: str | None = Field(default=None, max_length=1 << 16)
+    """For chat_format "table"."""
+    template_date: str | None = Field(default=None, pattern=r"^\d{4}-\d{2}-\d{2}$")
+    """Today (YYYY-MM-DD), for chat formats that write the date; with a chat_format alone."""
     max_new_tokens: int = Field(default=64, ge=1)
     max_rows: int = Field(default=512, ge=1)
     """Rows of the evaluation set that are used, from its start."""
@@ -26,3 +33,9 @@ class EvalConfig(Frozen):
     kv_cache_gib: Number = Field(default=1.0, gt=0.0)
     """Memory of an engine's key-value cache on CPU."""
     deadline_seconds: Number = Field(default=1800.0, gt=0.0)
+
+    @model_validator(mode="after")
+    def _format_is_whole(self) -> "EvalConfig":
+        if self.chat_format is None and (self.chat_table is not None or self.template_date is not None):
+            raise ValueError("chat_table and template_date go with a chat_format; set it too, or leave them out")
+        return self

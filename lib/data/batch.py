@@ -11,6 +11,9 @@ from lib.core.examples import IGNORE_INDEX as IGNORE_INDEX
 from lib.data.document import Document as Document
 from lib.data.document import PackedRow as PackedRow
 
+PADDING = -1
+"""Document id of slots that hold no document."""
+
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
@@ -42,37 +45,57 @@ def collate(rows: Sequence[PackedRow], sequence_length: int, pad_id: int) -> Pac
         ValueError: a row holds more tokens than the sequence.
         DataError: a document has nothing to predict.
     """
-    shape = (len(rows), sequence_length)
-    token_ids, labels = np.full(shape, pad_id, np.int64), np.full(shape, IGNORE_INDEX, np.int64)
-    positions, document_ids = np.zeros(shape, np.int64), np.full(shape, -1, np.int32)
-    is_weighted = any(document.weights is not None for row in rows for document in row.documents)
-    weights = np.zeros(shape, np.float32) if is_weighted else None
-    num_targets = 0
-    for index, row in enumerate(rows):
-        if row.num_tokens > sequence_length:
-            raise ValueError(f"a packed row holds {row.num_tokens} tokens, the sequence {sequence_length}")
-        start = 0
-        for number, document in enumerate(row.documents):
-            if not document.num_targets:
-                raise DataError(f"row {document.sample_id!r} has no token to predict; give it an answer")
-            stop = start + len(document.token_ids)
-            trained = document.loss_mask[1:]
-            token_ids[index, start:stop] = document.token_ids
-            np.copyto(labels[index, start : stop - 1], document.token_ids[1:], where=trained)
-            positions[index, start:stop] = np.arange(stop - start)
-            document_ids[index, start:stop] = number
-            if weights is not None:
-                factors = 1.0 if document.weights is None else document.weights[1:]
-                np.copyto(weights[index, start : stop - 1], factors, where=trained)
-            num_targets += document.num_targets
-            start = stop
+    pieces, numbers = _pieces(rows, sequence_length, pad_id)
+    shape, size = (len(rows), sequence_length), len(rows) * sequence_length
+    lengths = np.array([len(piece.token_ids) for piece in pieces])
+    starts = lengths.cumsum() - lengths
+    token_ids = np.concatenate([piece.token_ids for piece in pieces], dtype=np.int64)
+    document_ids = np.repeat(np.array(numbers, np.int32), lengths)
+    positions = np.arange(size) - np.repeat(starts, lengths)
+    positions[document_ids == PADDING] = 0
+    trained = np.concatenate([piece.loss_mask for piece in pieces])
+    trained[starts] = False  # nothing predicts the first token of a document, so no label crosses a border
+    labels = np.full(size, IGNORE_INDEX, np.int64)
+    np.copyto(labels[:-1], token_ids[1:], where=trained[1:])
+    weights = _shifted_weights(pieces, trained)
+    num_targets = sum(piece.num_targets for piece in pieces)
     return PackedBatch(
-        token_ids=torch.from_numpy(token_ids),
-        labels=torch.from_numpy(labels),
-        positions=torch.from_numpy(positions),
-        document_ids=torch.from_numpy(document_ids),
+        token_ids=torch.from_numpy(token_ids.reshape(shape)),
+        labels=torch.from_numpy(labels.reshape(shape)),
+        positions=torch.from_numpy(positions.reshape(shape)),
+        document_ids=torch.from_numpy(document_ids.reshape(shape)),
         num_targets=num_targets,
         sample_ids=tuple(row.sample_ids for row in rows),
-        weights=None if weights is None else torch.from_numpy(weights),
+        weights=None if weights is None else torch.from_numpy(weights.reshape(shape)),
         weight_sum=float(num_targets) if weights is None else float(weights.sum(dtype=np.float64)),
     )
+
+
+def _pieces(rows: Sequence[PackedRow], sequence_length: int, pad_id: int) -> tuple[list[Document], list[int]]:
+    """What fills the slots in order: documents, and the padding of a row as one more; and the number of each in its row."""
+    padding = Document("", np.full(sequence_length, pad_id, np.int32), np.zeros(sequence_length, np.bool_))
+    pieces: list[Document] = []
+    numbers: list[int] = []
+    for row in rows:
+        num_free = sequence_length - row.num_tokens
+        if num_free < 0:
+            raise ValueError(f"a packed row holds {row.num_tokens} tokens, the sequence {sequence_length}")
+        for document in row.documents:
+            if not document.num_targets:
+                raise DataError(f"row {document.sample_id!r} has no token to predict; give it an answer")
+        pieces += row.documents
+        numbers += range(len(row.documents))
+        if num_free:
+            pieces.append(padding.part(0, num_free))
+            numbers.append(PADDING)
+    return pieces, numbers
+
+
+def _shifted_weights(pieces: Sequence[Document], trained: np.ndarray) -> np.ndarray | None:
+    """[slots] float32 factor on the label of each slot, 1 in documents without any, 0 where there is no label."""
+    if all(piece.weights is None for piece in pieces):
+        return None
+    parts = [np.ones(len(piece.token_ids), np.float32) if piece.weights is None else piece.weights for piece in pieces]
+    weights = np.zeros(len(trained), np.float32)
+    np.copyto(weights[:-1], np.concatenate(parts)[1:], where=trained[1:])
+    return weights

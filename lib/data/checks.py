@@ -105,7 +105,7 @@ def parse_json(text: str, what: str) -> Any:
 
 def strict_json(text: str) -> Any:
     """Raises ValueError: not JSON, NaN or Infinity, or a key given twice; RecursionError: nested too deeply."""
-    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twice)
+    return _STRICT.decode(text)
 
 
 def kind_of(value: Any) -> str:
@@ -149,3 +149,7 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"field {twice!r} is given twice")
     return values
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_twice)
+"""Made once: json.loads makes one in each call that has options."""

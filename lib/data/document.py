@@ -1,16 +1,15 @@
 """Tokenised samples, alone and sharing a row."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from lib.core.examples import Encoded
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Document:
-    """One tokenised sample."""
+    """One tokenised sample; not changed once it is made. Not frozen: there is one for each row, and that costs 1 us more."""
 
     sample_id: str
     token_ids: np.ndarray
@@ -19,18 +18,20 @@ class Document:
     """[T] bool, True on trained tokens."""
     weights: np.ndarray | None = None
     """[T] float32 factor on the loss of a trained token; 0 off the mask. None: all 1."""
+    num_targets: int = -1
+    """Trained tokens that some position predicts: all but the first token, which no token comes before. Counted where it
+    isn't given."""
+
+    def __post_init__(self) -> None:
+        if self.num_targets < 0:
+            self.num_targets = int(np.count_nonzero(self.loss_mask[1:]))
 
     @staticmethod
     def of(encoded: Encoded) -> "Document":
         weights = None if encoded.weights is None else np.array(encoded.weights, np.float32)
         return Document(
-            encoded.sample_id, np.array(encoded.token_ids, np.int32), np.array(encoded.loss_mask, np.bool_), weights
+            encoded.sample_id, np.array(encoded.token_ids, np.int32), np.frombuffer(bytes(encoded.loss_mask), np.bool_), weights
         )
-
-    @cached_property
-    def num_targets(self) -> int:
-        """Trained tokens that some position predicts: all but the first token, which no token comes before."""
-        return int(np.count_nonzero(self.loss_mask[1:]))
 
     def part(self, start: int, stop: int) -> "Document":
         """Tokens `start` to `stop` as a document of their own; its first token, like any first one, is not a target."""

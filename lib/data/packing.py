@@ -38,6 +38,20 @@ class OpenPack(NamedTuple, Generic[Ref]):
     refs: list[Ref]
 
 
+class Snapshot(NamedTuple, Generic[Ref]):
+    """A packer's open packs, not yet put together."""
+
+    keys: tuple[int, ...]
+    ages: tuple[int, ...]
+    items: list[list[Ref]]
+    """Of each age."""
+
+    def packs(self) -> list[OpenPack[Ref]]:
+        """The oldest first."""
+        room_of = {key & _AGE_MASK: key >> _AGE_BITS for key in self.keys}
+        return [OpenPack(age, room_of[age], refs) for age, refs in zip(self.ages, self.items)]
+
+
 class BestFitPacker(Generic[Ref]):
     """Puts each item into the open pack it fills best, of equal ones the oldest; where none has room, opens one.
 
@@ -88,8 +102,11 @@ class BestFitPacker(Generic[Ref]):
 
     def open(self) -> list[OpenPack[Ref]]:
         """The open packs, the oldest first: with `num_placed`, everything that decides what comes next."""
-        room_of = {key & _AGE_MASK: key >> _AGE_BITS for key in self._keys}
-        return [OpenPack(age, room_of[age], list(refs)) for age, refs in self._items.items()]
+        return self.snapshot().packs()
+
+    def snapshot(self) -> "Snapshot[Ref]":
+        """The open packs as they are now; taken in a few copies, for a position after every row."""
+        return Snapshot(tuple(self._keys), tuple(self._items), list(map(list.copy, self._items.values())))
 
     def load(self, packs: Sequence[OpenPack[Ref]], num_placed: int) -> None:
         """Go on exactly where a packer of the same settings had these open packs."""

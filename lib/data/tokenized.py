@@ -20,6 +20,7 @@ SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("num_characters", pa.int64(), nullable=False),
+        pa.field("num_targets", pa.int64(), nullable=False),
         pa.field("token_ids", pa.large_list(pa.field("item", pa.int32(), nullable=False)), nullable=False),
         pa.field("loss_mask", pa.large_list(pa.field("item", pa.uint8(), nullable=False)), nullable=False),
         pa.field("weights", pa.large_list(pa.field("item", pa.float32(), nullable=False))),
@@ -27,6 +28,8 @@ SCHEMA = pa.schema(
 )
 """Columns of a split's file; loss_mask is 0 or 1, a byte each, so that it is read without unpacking bits."""
 _BATCH_ROWS = 1024
+_CONVERTED_ROWS = 128
+"""Rows whose ids and counts are made Python values of at a time."""
 
 
 def split_name(split: int) -> str:
@@ -85,6 +88,8 @@ class TokenizedExamples:
         readers = [
             pa.ipc.open_file(pa.memory_map(str(folder / split_name(split)))) for split in range(len(manifest.meta["splits"]))
         ]
+        if any(reader.schema != SCHEMA for reader in readers):
+            raise DataError(f"{folder}: its columns are not {', '.join(SCHEMA.names)}; tokenise the data set again")
         batches = [[reader.get_batch(index) for index in range(reader.num_record_batches)] for reader in readers]
         return TokenizedExamples(batches, manifest.digest, manifest.meta["encoding"])
 
@@ -102,8 +107,10 @@ class TokenizedExamples:
         first, wanted = 0, start
         for batch in self.batches[split]:
             if wanted < first + batch.num_rows:
-                yield from _documents(batch, range(wanted - first, batch.num_rows, step), first)
-                wanted += -(-(first + batch.num_rows - wanted) // step) * step
+                rows = range(wanted - first, batch.num_rows, step)
+                for start in range(0, len(rows), _CONVERTED_ROWS):
+                    yield from _documents(batch, rows[start : start + _CONVERTED_ROWS], first)
+                wanted += len(rows) * step
             first += batch.num_rows
 
 
@@ -113,6 +120,7 @@ def _record_batch(rows: Sequence[SourceRow], documents: Sequence[Document]) -> p
         [
             pa.array([document.sample_id for document in documents], pa.string()),
             pa.array([row.num_characters for row in rows], pa.int64()),
+            pa.array([document.num_targets for document in documents], pa.int64()),
             _lists([document.token_ids for document in documents], SCHEMA.field("token_ids").type),
             _lists([document.loss_mask.view(np.uint8) for document in documents], SCHEMA.field("loss_mask").type),
             pa.array(weights, SCHEMA.field("weights").type),
@@ -126,15 +134,19 @@ def _lists(values: Sequence[np.ndarray], kind: Any) -> pa.LargeListArray:
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(values)), type=kind)
 
 
-def _documents(batch: pa.RecordBatch, rows: range, first: int) -> Iterator[SourceRow]:
-    """Views of the memory map: nothing is copied but the ids."""
-    ids, characters = batch.column("id"), batch.column("num_characters").to_numpy()
+def _documents(batch: pa.RecordBatch, rows: range, first: int) -> list[SourceRow]:
+    """Views of the memory map: nothing is copied but ids and counts."""
+    chosen = np.arange(rows.start, rows.stop, rows.step)
+    ids = batch.column("id").take(pa.array(chosen)).to_pylist()
+    characters, targets = (batch.column(name).to_numpy()[chosen].tolist() for name in ("num_characters", "num_targets"))
     tokens, masks, weights = (batch.column(name) for name in ("token_ids", "loss_mask", "weights"))
-    starts = tokens.offsets.to_numpy().tolist()
+    offsets = tokens.offsets.to_numpy()
+    starts, stops = offsets[chosen].tolist(), offsets[chosen + 1].tolist()
     token_ids, loss_mask = tokens.values.to_numpy(), masks.values.to_numpy().view(np.bool_)
-    has_weights = weights.null_count < len(weights)
-    for row in rows:
-        start, stop = starts[row], starts[row + 1]
-        factors = weights[row].values.to_numpy() if has_weights and weights[row].is_valid else None
-        document = Document(ids[row].as_py(), token_ids[start:stop], loss_mask[start:stop], factors)
-        yield SourceRow(first + row, int(characters[row]), document)
+    factors: Sequence[np.ndarray | None] = [None] * len(rows)
+    if weights.null_count < len(weights):
+        factors = [weights[row].values.to_numpy() if weights[row].is_valid else None for row in rows]
+    return [
+        SourceRow(first + row, size, Document(name, token_ids[start:stop], loss_mask[start:stop], factor, count))
+        for row, size, name, start, stop, factor, count in zip(rows, characters, ids, starts, stops, factors, targets)
+    ]

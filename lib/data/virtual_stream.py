@@ -5,13 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from lib.config.data import DataConfig
 from lib.core.errors import DataError
 from lib.data.document import Document, PackedRow
 from lib.data.mixture import Mixer, Mixture
-from lib.data.packing import BestFitPacker, OpenPack, Pack, longest_first
+from lib.data.packing import BestFitPacker, OpenPack, Pack, Snapshot
 
 COUNTS = (
     *("visited", "dropped", "truncated", "split", "dropped_tokens", "cut_tokens"),
@@ -44,7 +42,7 @@ class Position:
 
     mixer: dict[str, Any]
     num_placed: int
-    packs: list[OpenPack[Item]]
+    held: Snapshot[Item]
     pending: tuple[Pack[Item], ...]
     used_epoch: int
     counts: dict[str, int]
@@ -56,7 +54,7 @@ class Position:
         return {
             "mixer": self.mixer,
             "num_placed": self.num_placed,
-            "open": [[pack.age, pack.room, _places(pack.refs)] for pack in self.packs],
+            "open": [[pack.age, pack.room, _places(pack.refs)] for pack in self.held.packs()],
             "pending": [[pack.num_free, _places(pack.refs)] for pack in self.pending],
             "used_epoch": self.used_epoch,
             "counts": self.counts,
@@ -123,7 +121,7 @@ class VirtualStream:
         return Position(
             mixer=self._mixer.state(),
             num_placed=self._packer.num_placed,
-            packs=self._packer.open(),
+            held=self._packer.snapshot(),
             pending=tuple(self._pending),
             used_epoch=self._used_epoch,
             counts=dict(self.counts),
@@ -147,8 +145,12 @@ class VirtualStream:
         rows = self._mixer.take(self.config.open_packs, step)
         self.counts["visited"] += len(rows)
         examples = [row.example for _, _, row in rows]
+        size = self.sequence_length
         items: list[Item] = []
         for (source, split, row), example, document in zip(rows, examples, self.encode(examples), strict=True):
+            if document.num_targets and len(document.token_ids) <= size:
+                items.append(Item((source, split, row.row, 0), document))
+                continue
             for part, piece in enumerate(self._admit(document, getattr(example, "source", ""))):
                 items.append(Item((source, split, row.row, part), piece))
         return items
@@ -157,17 +159,15 @@ class VirtualStream:
         if self.config.packing == "pad":
             self._pending.extend(Pack([item], self.sequence_length - _length(item)) for item in items)
             return
-        lengths = np.array([_length(item) for item in items], dtype=np.int64)
-        order = longest_first(lengths, max(1, len(items))).tolist()
-        self._pending.extend(self._packer.extend(lengths[order].tolist(), [items[index] for index in order]))
+        # The longest first, of equal ones the first: as `longest_first` has it, without arrays for so few.
+        items = sorted(items, key=_length, reverse=True)
+        self._pending.extend(self._packer.extend(map(_length, items), items))
 
     def _admit(self, document: Document, where: str) -> list[Document]:
-        """What is trained of a document: itself, its pieces, or nothing where it is dropped."""
+        """What is trained of a document that is too long: its pieces, or nothing where it is dropped."""
         if not document.num_targets:
             raise DataError(f"{where}: row {document.sample_id!r} has nothing to predict; give it an answer")
         length = len(document.token_ids)
-        if length <= self.sequence_length:
-            return [document]
         policy = self.config.long_rows
         if policy == "refuse":
             raise DataError(
@@ -210,21 +210,24 @@ class VirtualStream:
         self._is_restored = False
 
     def _count(self, items: Sequence[Item]) -> None:
-        num_tokens = 0
+        shares, bins, num_tokens, num_targets = self._shares, self.length_bins, 0, 0
         for item in items:
-            assert item.document is not None
-            length, num_targets = len(item.document.token_ids), item.document.num_targets
-            share = self._shares[item.place[0]]
+            document = item.document
+            assert document is not None
+            length = len(document.token_ids)
+            share = shares[item.place[0]]
             share[0] += 1
             share[1] += length
-            share[2] += num_targets
+            share[2] += document.num_targets
             num_tokens += length
-            self.counts["targets"] += num_targets
-            self.length_bins[min((length - 1).bit_length(), NUM_LENGTH_BINS - 1)] += 1
-        self.counts["rows"] += 1
-        self.counts["documents"] += len(items)
-        self.counts["tokens"] += num_tokens
-        self.counts["padding"] += self.sequence_length - num_tokens
+            num_targets += document.num_targets
+            bins[(length - 1).bit_length()] += 1
+        counts = self.counts
+        counts["rows"] += 1
+        counts["documents"] += len(items)
+        counts["tokens"] += num_tokens
+        counts["targets"] += num_targets
+        counts["padding"] += self.sequence_length - num_tokens
 
 
 def _length(item: Item) -> int:

@@ -11,12 +11,13 @@ from lib.models.head_io import read_heads
 from lib.models.hf_export import HEAD_FILES
 from lib.models.hf_io import CheckpointReader, checked_weight_map, read_json, read_spec
 from lib.models.vocabulary import extend_model
+from lib.tokens.rules import RULES_FILE
 from lib.tokens.tokenizer import Tokenizer
 
 KEPT_FILES = (
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
-    *("tokenizer.model", "chat_template.jinja", "chat_template.json", "vocab_plan.json", "LICENSE*", "README.md"),
+    *("tokenizer.model", "chat_template.jinja", "chat_template.json", "vocab_plan.json", RULES_FILE, "LICENSE*", "README.md"),
 )
 """Everything else in a folder (code, pickles, other formats) stays behind."""
 

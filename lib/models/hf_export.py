@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from lib.models.hf_io import INDEX_FILE, SINGLE_FILE, CheckpointReader, read_json
+from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 
 COPIED_FILES = (
@@ -30,6 +31,7 @@ def write_hf_folder(
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 4 << 30,
+    chat: ChatEncoder | None = None,
 ) -> None:
     """Write weights, config and tokenizer.
 
@@ -39,6 +41,8 @@ def write_hf_folder(
         source_folder: the model that was trained; its config and tokenizer are taken over.
         dtype: of all tensors; None stores each as the source folder does, and those it lacks in its widest.
         max_shard_bytes: a file holds at most this, or a single larger tensor.
+        chat: what the model was trained with: its rules are written beside the weights, and generation stops where its
+            turns end; None: as the source folder's tokenizer says.
     """
     reader = CheckpointReader(source_folder)
     known = frozenset(reader.names())
@@ -52,7 +56,9 @@ def write_hf_folder(
         if (source_folder / name).is_file():
             (out / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source_folder / name, out / name)
-    _write_configs(out, source_folder, dtypes)
+    if chat is not None:
+        chat.rules.save(out)
+    _write_configs(out, source_folder, dtypes, generation_ends(source_folder, chat))
 
 
 def _to_store(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -94,27 +100,26 @@ def _name_shards(out: Path, shards: list[list[str]], totals: dict[str, int]) -> 
         write_json(out / INDEX_FILE, {"metadata": totals, "weight_map": dict(sorted(weight_map.items()))})
 
 
-def _write_configs(out: Path, source_folder: Path, dtypes: set[torch.dtype]) -> None:
-    """Take over config and generation config, with the dtype written and the end-of-turn tokens of the tokenizer."""
+def _write_configs(out: Path, source_folder: Path, dtypes: set[torch.dtype], ends: dict[str, Any]) -> None:
+    """Take over config and generation config, with the dtype and the token ids that end generation written."""
     config = read_json(source_folder / "config.json")
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(
         max(dtypes, key=lambda dtype: dtype.itemsize)
     ).removeprefix("torch.")
-    ends = generation_ends(source_folder)
     write_json(out / "config.json", config | ends)
     if (source_folder / "generation_config.json").is_file():
         write_json(out / "generation_config.json", read_json(source_folder / "generation_config.json") | ends)
 
 
-def generation_ends(folder: Path) -> dict[str, Any]:
-    """Token ids of a config, so that generation stops where the folder's tokenizer does and padding is not a stop token.
+def generation_ends(folder: Path, chat: ChatEncoder | None = None) -> dict[str, Any]:
+    """Token ids of a config, so that generation stops where turns end and padding is not a stop token.
 
-    Empty where the folder has no tokenizer.
+    Turns end as the chat format says, or where none is given, as the folder's tokenizer does; empty where it has none.
     """
-    if not (folder / "tokenizer.json").is_file():
+    if chat is None and not (folder / "tokenizer.json").is_file():
         return {}
-    tokenizer = Tokenizer.load(folder)
-    stops, pad = sorted(tokenizer.stop_ids), tokenizer.pad_id
+    tokenizer = Tokenizer.load(folder) if chat is None else chat.tokenizer
+    stops, pad = sorted(tokenizer.stop_ids if chat is None else chat.stop_ids), tokenizer.pad_id
     return {"eos_token_id": stops[0] if len(stops) == 1 else stops, "pad_token_id": None if pad in stops else pad}
 
 

@@ -11,6 +11,7 @@ from lib.cluster.group import Deadlines, Event, GroupFactory
 from lib.config.evaluation import EvalConfig
 from lib.config.parallel import ClusterShape
 from lib.core.artifact import read_manifest
+from lib.core.errors import ConfigError
 from lib.core.examples import Conversation, Encoded
 from lib.data.table import ExampleTable
 from lib.evals.generation import answerable, encoded_rows, prompts_of, score_rows
@@ -21,6 +22,7 @@ from lib.rewards.catalogue import REWARDS
 from lib.rollout.engine import engine_environment
 from lib.rollout.types import Generation, SamplingParams
 from lib.tokens.chat import ChatEncoder
+from lib.tokens.rules import RULES_FILE, ChatRules
 from lib.tokens.tokenizer import Tokenizer
 from lib.train.environment import cpu_environment
 
@@ -52,18 +54,37 @@ def run_evaluation(
     table = ExampleTable.open(data_dir, Conversation)
     rows = table.rows(range(min(len(table), config.max_rows)))
     asked = answerable(rows, config.verifier)
-    tokenizer = Tokenizer.load(model_dir)
-    encoder = ChatEncoder(tokenizer)
+    encoder = chat_encoder(model_dir, config)
+    tokenizer = encoder.tokenizer
     max_positions = read_spec(model_dir)[1].max_positions
     prompts = prompts_of(asked, encoder, config.max_new_tokens, max_positions)
     encoded = encoded_rows(rows, encoder, max_positions)
-    params = SamplingParams(max_new_tokens=config.max_new_tokens, stop_ids=tokenizer.stop_ids)
+    params = SamplingParams(max_new_tokens=config.max_new_tokens, stop_ids=encoder.stop_ids)
 
     run = _Run(model_dir, config, shape or _cpu_shape(config), group_factory, progress)
     generations = _generate(run, prompts, params)
     losses = _measure_loss(run, encoded, tokenizer.pad_id)
 
     return _report(config, score_rows(asked, generations, tokenizer, REWARDS[config.verifier]), losses, run.timings)
+
+
+def chat_encoder(model_dir: Path, config: EvalConfig) -> ChatEncoder:
+    """Asks a model in the chat format it was trained in. The loss is that of all assistant turns, whatever was trained.
+
+    Raises:
+        ConfigError: the configuration wants another format than the model was trained in.
+        TokenizerError: the model's tokenizer can't be used.
+    """
+    trained, asked = ChatRules.load(model_dir), ChatRules()
+    if config.chat_format is not None:
+        format_, table, date = config.chat_format, config.chat_table, config.template_date
+        asked = ChatRules(chat_format=format_, chat_table=table, template_date=date)
+        if trained is not None and (trained.chat_format, trained.chat_table, trained.template_date) != (format_, table, date):
+            raise ConfigError(
+                f"config.chat_format {format_!r}, its table and its date are not what the model was trained with "
+                f"({trained.chat_format!r}, see {model_dir / RULES_FILE}); leave them out to ask it as it was trained"
+            )
+    return ChatEncoder(Tokenizer.load(model_dir), asked if trained is None else trained.written_alike())
 
 
 def _report(

@@ -125,7 +125,7 @@ class SftWorker(Worker):
         store.wait_until_published()
         store.close()
         self.emit({"kind": "phase", "phase": "export", "step": job.steps})
-        write_module(module, config.model.lora, model_dir, run_dir / EXPORT, rank=info.rank)
+        write_module(module, config.model.lora, encoder, run_dir / EXPORT, rank=info.rank)
         previews = encoder.encode(table.rows(range(min(NUM_PREVIEWS, len(table)))))
         return {"mask_preview_html": [encoder.preview_html(encoded) for encoded in previews]}
 

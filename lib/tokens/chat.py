@@ -4,6 +4,7 @@ import html
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from lib.config.data import DataConfig
 from lib.core.errors import ConfigError, DataError, TokenizerError
@@ -73,6 +74,12 @@ class ChatEncoder:
     def of(tokenizer: Tokenizer, config: DataConfig) -> "ChatEncoder":
         """The encoder that a data configuration asks for."""
         return ChatEncoder(tokenizer, ChatRules.of(config))
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end generation: those that close an assistant's turn in this format, and eos."""
+        closing = (self.tokenizer.control_tokens[text] for text in self._format.stop_texts())
+        return tuple(dict.fromkeys((*closing, self.tokenizer.eos_id)))
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded]:
         """Encode many conversations in one call of the tokenizer.

@@ -1,15 +1,19 @@
 """What of a conversation is trained, and how it is written."""
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 from lib.config.data import DataConfig
-from lib.core.errors import DataError
+from lib.core.errors import ConfigError, DataError
 from lib.core.examples import Message
 
 TrainOn = Literal["all_assistant_turns", "last_assistant_turn", "after_marker"]
+RULES_FILE = "chat_rules.json"
+"""In the folder of a trained model: the rules that it was trained with, by which it is asked as well."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,38 @@ class ChatRules:
             chat_format=config.chat_format,
             chat_table=config.chat_table,
             template_date=config.template_date,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write them into a model's folder."""
+        (folder / RULES_FILE).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(folder: Path) -> "ChatRules | None":
+        """Those that a model's folder says it was trained with; None where it doesn't say.
+
+        Raises:
+            ConfigError: the file isn't what `save` writes.
+        """
+        path = folder / RULES_FILE
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{path}: not JSON: {error}; copy the file again from where the model was trained") from error
+        names = {field.name for field in fields(ChatRules)}
+        if not isinstance(values, dict) or values.keys() != names:
+            raise ConfigError(f"{path}: expected an object of {', '.join(sorted(names))}; copy the file again")
+        return ChatRules.of(DataConfig.parse(values, where=str(path)))
+
+    def written_alike(self) -> "ChatRules":
+        """Rules that write conversations the same way, and train all of an assistant's turns."""
+        return ChatRules(
+            control_tokens=self.control_tokens,
+            chat_format=self.chat_format,
+            chat_table=self.chat_table,
+            template_date=self.template_date,
         )
 
 

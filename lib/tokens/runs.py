@@ -36,7 +36,7 @@ class RunEncoder:
                 found.append([self._known_or_number(run, run.text(messages), texts, new) for run in program.runs])
             except FormatRefused as refused:
                 raise DataError(f"{place(number)}: {refused}") from refused
-        if self._refuse_control and any(map(self._tokenizer.control_text.may_be_in, texts)):
+        if self._refuse_control and any(map(self._tokenizer.control_text.first, texts)):
             for number, (messages, program) in enumerate(rows):
                 self._refuse_spelled(messages, program, place(number))
         encoded = self._tokenizer.encode_texts(texts)

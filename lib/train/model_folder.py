@@ -17,6 +17,7 @@ from lib.models.weights import WeightMap
 from lib.parallel.apply import shard_model
 from lib.parallel.load import full_tensors, load_sharded, trained_tensors
 from lib.parallel.mesh import build_mesh
+from lib.tokens.chat import ChatEncoder
 from lib.train.step import LossModule
 
 WEIGHTS, ADAPTER = "hf", "adapter"
@@ -54,10 +55,12 @@ def _frozen_as_stored(decoder: Decoder, reader: CheckpointReader, weights: Weigh
             parameter.data = parameter.data.to(reader.dtype(weights.entries[name].names[0]))
 
 
-def write_module(module: LossModule, lora: LoraConfig | None, model_dir: Path, folder: Path, *, rank: int) -> None:
+def write_module(module: LossModule, lora: LoraConfig | None, chat: ChatEncoder, folder: Path, *, rank: int) -> None:
     """Rank 0 writes folder/hf, the Hugging Face folder that the weights came from with adapters merged into them, and
     folder/adapter where there are adapters that PEFT can hold; the others lend their pieces.
 
+    Args:
+        chat: what the model was trained with; its tokenizer's folder is the one that the weights came from.
     Raises:
         InfraError: the disk is full or failed.
     """
@@ -70,7 +73,7 @@ def write_module(module: LossModule, lora: LoraConfig | None, model_dir: Path, f
     try:
         shutil.rmtree(folder, ignore_errors=True)
         (folder / WEIGHTS).mkdir(parents=True)
-        write_hf_folder(folder / WEIGHTS, full_tensors(module), model_dir)
+        write_hf_folder(folder / WEIGHTS, full_tensors(module), chat.tokenizer.folder, chat=chat)
         if lora is not None and has_adapter:
             (folder / ADAPTER).mkdir()
             write_adapter(folder / ADAPTER, trained_tensors(module), lora, module.decoder.spec)

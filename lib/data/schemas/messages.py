@@ -43,7 +43,15 @@ def _plain_message(value: object) -> Message | None:
     role, content = value.get("role"), value.get("content")
     if role not in ROLES or not isinstance(content, str) or not content or content.isspace():
         return None
-    return Message(role, content) if content.isascii() else None
+    return Message(role, content) if content.isascii() or _is_utf8(content) else None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_message(value: object, where: str) -> Message:

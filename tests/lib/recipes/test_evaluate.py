@@ -8,21 +8,23 @@ from typing import Any, NoReturn
 import pytest
 
 from lib.cluster.ray_backend import RayGroup
+from lib.config.data import DataConfig
 from lib.config.evaluation import EvalConfig
 from lib.core.artifact import stage_artifact
-from lib.core.errors import DataError
-from lib.core.examples import Conversation
+from lib.core.errors import ConfigError, DataError
+from lib.core.examples import Conversation, Message
 from lib.data.rows import ingest_dataset
 from lib.data.table import ExampleTable
 from lib.evals.loss import row_losses
 from lib.models.admit import admit_model
 from lib.models.decoder import Decoder
-from lib.models.hf_io import load_full, read_spec
-from lib.recipes.evaluate import run_evaluation
+from lib.models.hf_export import write_hf_folder
+from lib.models.hf_io import CheckpointReader, load_full, read_json, read_spec
+from lib.recipes.evaluate import chat_encoder, run_evaluation
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 from tests.local_ray import ray_here as ray_here
-from tests.tiny import tiny_model
+from tests.tiny import CHATML_TEMPLATE, tiny_model, tiny_tokenizer
 
 NUM_ROWS = 21
 CONFIG = EvalConfig(max_new_tokens=8, max_rows=18, engine_threads=1, kv_cache_gib=0.0625)
@@ -105,3 +107,48 @@ def test_what_cannot_be_scored_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(DataError, match=problem):
         run_evaluation(model, ingest(rows), CONFIG, group_factory=_no_group, progress=lambda _: None)
+
+
+DATED = CHATML_TEMPLATE.replace("system\nYou are", "system\nToday is ' + strftime_now('%d %B %Y') + '. You are")
+TABLE = json.dumps({"roles": {"user": ["Q: ", "\n"], "assistant": ["A: ", "<|endoftext|>\n"]}})
+"""Its turns end in another token than the tokenizer's eos."""
+
+
+@pytest.mark.parametrize(
+    ("template", "settings"),
+    [
+        (CHATML_TEMPLATE, {"train_on": "last_assistant_turn"}),
+        (CHATML_TEMPLATE, {"chat_format": "table", "chat_table": TABLE}),
+        (DATED, {"template_date": "2024-07-26"}),
+    ],
+)
+def test_a_model_is_asked_as_it_was_trained(tmp_path: Path, template: str, settings: dict[str, Any]) -> None:
+    """[A1] The prompt of an evaluation is what training saw before the answer, to the token, and generation stops at the
+    token that training closed the answer with: the folder that training wrote, admitted as a model, says in what format."""
+    source = tiny_model(tmp_path / "source")
+    tiny_tokenizer(source, template=template)
+    trained = ChatEncoder.of(Tokenizer.load(source), DataConfig(**settings))
+    (tmp_path / "hf").mkdir()
+    reader = CheckpointReader(source)
+    tensors = ((name, reader.get(name)) for name in reader.names())
+    write_hf_folder(tmp_path / "hf", tensors, source, chat=trained)
+    with stage_artifact(tmp_path / "model", "model") as staged:
+        admit_model(tmp_path / "hf", staged)
+
+    asked = chat_encoder(tmp_path / "model", EvalConfig())
+    turns = ("user", "What is 1 + 2?"), ("assistant", "The sum is 3."), ("user", "And 2 + 2?"), ("assistant", "4")
+    row = Conversation("a", tuple(Message(role, text) for role, text in turns), "rows:1")  # type: ignore[arg-type]
+    prompt, whole = asked.render_prompt(row), trained.encode([row])[0]
+    last = len(whole.loss_mask) - whole.loss_mask[::-1].index(True)
+    assert whole.token_ids[: len(prompt)] == prompt
+    assert all(whole.loss_mask[len(prompt) : last])
+    assert whole.token_ids[last - 1] in asked.stop_ids
+    stops = sorted(asked.stop_ids)
+    assert read_json(tmp_path / "model" / "generation_config.json")["eos_token_id"] == (stops if stops[1:] else stops[0])
+    with pytest.raises(ConfigError, match="leave them out to ask it as it was trained"):
+        chat_encoder(tmp_path / "model", EvalConfig(chat_format="harmony"))
+
+
+def test_a_table_without_its_format_is_refused() -> None:
+    with pytest.raises(ConfigError, match="go with a chat_format"):
+        EvalConfig.parse({"chat_table": TABLE}, where="config")
