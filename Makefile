@@ -1,4 +1,4 @@
-# make quickstart | test | check | ui | package | faults | bench | test-numerics | verify-model | masks | parity | clean
+# make quickstart | test | check | ui | package | faults | bench | test-numerics | verify-model | masks | parity | families | clean
 SHELL := /bin/bash
 PYTHON ?= python3.11
 LOCK ?= requirements/cpu.txt
@@ -17,7 +17,7 @@ WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart test check ui package faults bench test-numerics verify-model tokenizers masks parity clean
+.PHONY: help setup assets quickstart test check ui package faults bench test-numerics verify-model tokenizers masks parity families clean
 export PYTHONUNBUFFERED := 1
 # Every worker process imports torch and vLLM: without bytecode files each would compile them again, for 10 s and more.
 unexport PYTHONDONTWRITEBYTECODE
@@ -71,6 +71,9 @@ bench: setup assets ## all benchmarks, against their peers
 
 masks: setup assets tokenizers ## ids and loss masks of 1,000 conversations in every chat format, against independent oracles
 	$(BIN)/python -W ignore -m tests.masks $(ARGS)
+
+families: setup assets tokenizers ## every family from a small random model through training and export to transformers, peft and vLLM
+	$(BIN)/python -W ignore -m tests.families $(ARGS)
 
 parity: setup assets tokenizers ## training ids against vLLM's, for the real tokenizers: fuzzed strings and conversations
 	$(BIN)/python -W ignore -m tests.parity $(ARGS)
