@@ -183,8 +183,10 @@ def write_part(staging: Path, pieces: dict[str, Piece], values: Json, *, rank: i
     boxes = {name: {"shape": piece.shape, "offset": piece.offset} for name, piece in pieces.items()}
     tensors_path = staging / _part_name("state", rank, num_ranks, "safetensors")
     save_file({name: piece.local for name, piece in pieces.items()}, tensors_path, metadata={"boxes": canonical_json(boxes)})
-    fsync_path(tensors_path)
-    record = {"sha256": file_sha256(tensors_path), "values": values}
+    with ThreadPoolExecutor(max_workers=1) as flusher:  # the disk and the hash need no part of each other
+        flushed = flusher.submit(fsync_path, tensors_path)
+        record = {"sha256": file_sha256(tensors_path), "values": values}
+        flushed.result()
     write_durably(staging / _part_name("values", rank, num_ranks, "json"), canonical_json(record))
 
 
