@@ -34,7 +34,7 @@ from lib.data.packing import plan_packs
 from lib.data.prefetch import Prefetcher
 from lib.data.stream import StepRows
 from lib.models.decoder import Decoder
-from lib.models.flops import attended_pairs, flops_per_step
+from lib.models.flops import FlopCounter
 from lib.models.spec import DecoderSpec, Rope
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
@@ -169,11 +169,10 @@ def training(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def flops_of(batches: Sequence[MicroBatch]) -> int:
     """What a layout costs: every slot goes through the layers, attention sees documents and the head targets alone."""
-    lengths = [span.length for micro in batches for span in micro.layout.spans]
-    return flops_per_step(
-        SPEC,
+    counter = FlopCounter(SPEC)
+    return counter.step(
         num_tokens=sum(micro.batch.token_ids.numel() for micro in batches),
-        num_attended_pairs=attended_pairs(SPEC, lengths),
+        num_attention_products=counter.attention_products(span.length for micro in batches for span in micro.layout.spans),
         num_targets=sum(micro.batch.num_targets for micro in batches),
     )
 
