@@ -9,6 +9,9 @@ from flytekit import Resources
 from flytekit.exceptions.base import FlyteRecoverableException
 
 from lib.core.errors import InfraError
+from tasks.config_type import register
+
+register()  # before any task's interface is read
 
 CPU_IMAGE = "{{.images.cpu.fqn}}:{{.images.cpu.version}}"
 TRAIN_IMAGE = "{{.images.train.fqn}}:{{.images.train.version}}"

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from lib.core.errors import ConfigError, PostflyteError
-from lib.core.examples import Conversation
 from lib.data import inspection
-from lib.data.examples import open_mixture
+from lib.data.examples import kind_held, open_mixture
 from lib.data.feed import ChatFeed
+from lib.data.schemas.arrow import TYPE_OF
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 from tasks.inspect_flags import Settings, parser, refuse_overwriting, settings_of
@@ -50,7 +50,8 @@ def _run(flags: argparse.Namespace, settings: Settings, encoder: ChatEncoder, ta
         feed = ChatFeed(settings.config, settings.data, settings.model, **sizes)
         _write_lines(islice(inspection.packed_rows(feed, encoder), flags.rows or 16), flags.out)
         return
-    sources = open_mixture(settings.config, settings.data, Conversation, kind="conversation")
+    kind = flags.kind or (kind_held(settings.data) if settings.data else None) or "conversation"
+    sources = open_mixture(settings.config, settings.data, TYPE_OF[kind], kind=kind)
     rows = islice(inspection.encoded_rows(sources, encoder), flags.rows or (3 if flags.command == "show" else None))
     if flags.command == "encode":
         _write_lines((inspection.row_values(row, encoder.tokenizer) for row in rows), flags.out)

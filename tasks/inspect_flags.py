@@ -10,6 +10,7 @@ from lib.config.base import Frozen, read_yaml
 from lib.config.data import DataConfig
 from lib.config.train import TrainConfig
 from lib.core.errors import ConfigError
+from lib.data.schemas.layouts import KINDS
 from tasks.remote import is_remote
 from tasks.sources import RawDataSource
 
@@ -54,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--seed", type=int)
             command.add_argument("--num-streams", type=_positive)
             command.add_argument("--rows-per-step", type=_positive, help="decides the order where weights have a schedule")
+        else:
+            command.add_argument("--kind", choices=KINDS, help="of the rows; that of an ingested data set, else conversation")
         command.add_argument("--html" if name == "show" else "--out", type=Path, required=name != "show", help="file to write")
     return whole
 

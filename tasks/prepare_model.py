@@ -7,7 +7,7 @@ from flytekit import task
 from lib.config.vocabulary import VocabularyConfig
 from tasks.artifacts import LogitReport, LogitReportFolder, ModelArtifact, ModelFolder
 from tasks.cache import CACHED
-from tasks.environments import CPU_IMAGE, MEDIUM, RETRIES, SHORT, TRAIN_IMAGE, retry_infrastructure
+from tasks.environments import CPU_IMAGE, MEDIUM, RETRIES, SHORT, SMALL, TRAIN_IMAGE, retry_infrastructure
 from tasks.lazy import lazy
 from tasks.progress import bar
 from tasks.sources import ModelSource, VectorFile
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 else:
     admit = lazy("lib.models.admit")
     verify = lazy("lib.models.verify")
+
+
+@task(container_image=CPU_IMAGE, requests=SMALL, retries=RETRIES)
+@retry_infrastructure
+def stamp_model(source: ModelSource) -> ModelSource:
+    """The same address, keyed by what is there now. Not cached: a remote address that is an input is keyed by itself."""
+    return source.stamped()
 
 
 @task(cache=CACHED, container_image=CPU_IMAGE, requests=MEDIUM, retries=RETRIES, timeout=SHORT)

@@ -2,7 +2,6 @@
 
 import posixpath
 from pathlib import Path
-from typing import Any
 
 import fsspec
 from flytekit import FlyteContext, FlyteContextManager
@@ -11,9 +10,10 @@ from fsspec.core import has_magic
 
 from lib.core.errors import UserError
 from lib.core.manifest import digest_of
+from lib.core.stamps import content_stamp
 
-CHECKSUMS = ("ETag", "etag", "md5Hash", "md5", "blob_id", "crc32c")
-"""Where S3, GCS, Azure and the Hub keep a checksum of the content in a listing."""
+LISTED = "listing:"
+"""Begins a fingerprint."""
 
 
 def is_remote(uri: str) -> bool:
@@ -21,9 +21,11 @@ def is_remote(uri: str) -> bool:
     return bool(FileAccessProvider.is_remote(uri))
 
 
-def fetch(uri: str, target: Path) -> Path:
+def fetch(uri: str, target: Path, *, left_behind: tuple[str, ...] = ()) -> Path:
     """Download a file or a folder to `target`.
 
+    Args:
+        left_behind: endings of files of the folder that aren't wanted.
     Raises:
         UserError: there is nothing at the address.
     """
@@ -31,12 +33,20 @@ def fetch(uri: str, target: Path) -> Path:
     remote = access.get_filesystem_for_path(uri)
     if not remote.exists(uri):
         raise UserError(f"{uri}: nothing there; check the address and the right to read it")
-    access.get_data(uri, str(target), is_multipart=remote.isdir(uri))
+    if not left_behind:
+        access.get_data(uri, str(target), is_multipart=remote.isdir(uri))
+        return target
+    root = str(remote._strip_protocol(uri)).rstrip("/")
+    for path in remote.find(uri):
+        if not path.endswith(left_behind):
+            file = target / posixpath.relpath(path, root)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            remote.get_file(path, str(file))
     return target
 
 
 def fingerprint(uri: str) -> str | None:
-    """Stands for the content at a remote address or glob: names, sizes and checksums of the listing. None for a path.
+    """Stands for the content at a remote address or glob: names, sizes and `content_stamp`s of its objects. None for a path.
 
     Raises:
         UserError: there is nothing at the address.
@@ -51,9 +61,10 @@ def fingerprint(uri: str) -> str | None:
     if not entries:
         raise UserError(f"{uri}: nothing there; check the address and the right to read it")
     root = posixpath.commonpath([posixpath.dirname(path) for path in entries])
-    return digest_of(
-        [[posixpath.relpath(path, root), info["size"], _checksum(remote, info)] for path, info in sorted(entries.items())]
-    )
+    listing = [
+        [posixpath.relpath(path, root), info["size"], content_stamp(remote, info)] for path, info in sorted(entries.items())
+    ]
+    return f"{LISTED}{digest_of(listing)}"
 
 
 def share_credentials(uri: str) -> None:
@@ -61,11 +72,6 @@ def share_credentials(uri: str) -> None:
     protocol = get_protocol(uri)
     options = get_fsspec_storage_options(protocol, FlyteContextManager.current_context().file_access.data_config)
     fsspec.config.conf.setdefault(protocol, {}).update(options)
-
-
-def _checksum(remote: fsspec.AbstractFileSystem, info: dict[str, Any]) -> str:
-    """The store's own; where it has none, what else its listing says."""
-    return next((str(info[key]) for key in CHECKSUMS if info.get(key)), "") or str(remote.checksum(info["name"]))
 
 
 def upload(ctx: FlyteContext, path: Path) -> str:

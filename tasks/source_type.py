@@ -1,11 +1,11 @@
 """How an address that a user brings becomes a Flyte type: text in a form, content in the cache key.
 
-The address is a path here or a URI of an object store. Its key is the sha256 of the files, or what a remote listing says.
+Content is the sha256 of files here, and what the store's listing says of remote ones. Whoever compiles can't look there, so a
+fixed input of a launch plan stands for itself; an uncached task stamps it before a cached one takes it.
 """
 
-import hashlib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from flytekit import FlyteContext, FlyteContextManager, HashMethod
 from flytekit.extend import TypeTransformer
@@ -15,7 +15,10 @@ from flytekit.models.types import LiteralType, SimpleType
 from lib.core.errors import UserError
 from lib.core.manifest import digest_of, file_sha256
 from lib.core.store import new_workspace
-from tasks.remote import fetch, is_remote, upload
+from tasks.remote import LISTED, fetch, fingerprint, is_remote, upload
+
+_UNSTAMPED = "address:"
+"""Begins the key of a remote address that nobody has looked at."""
 
 
 class Source:
@@ -23,17 +26,30 @@ class Source:
 
     what: ClassVar[str]
     folder_only: ClassVar[bool] = False
+    left_behind: ClassVar[tuple[str, ...]] = ()
+    """Endings of files of a remote folder that are not downloaded."""
 
     def __init__(self, uri: str, fingerprint: str | None = None) -> None:
         self.uri = uri
         self.fingerprint = fingerprint
-        """Stands for the content where it is known without reading all of it, such as an object store's checksums."""
+        """Of the content, as it was when somebody looked at it; None where nobody has."""
 
     def open(self) -> Path:
-        """The file or folder on this machine, downloaded if need be."""
-        if is_remote(self.uri):
-            return fetch(self.uri, new_workspace() / Path(self.uri.rstrip("/")).name)
-        return self.checked_path()
+        """The file or folder on this machine, downloaded if need be.
+
+        Raises:
+            UserError: what was downloaded is other content than when a task looked at it.
+        """
+        if not is_remote(self.uri):
+            return self.checked_path()
+        folder = fetch(self.uri, new_workspace() / Path(self.uri.rstrip("/")).name, left_behind=self.left_behind)
+        if self.fingerprint and self.fingerprint.startswith(LISTED) and self.fingerprint != fingerprint(self.uri):
+            raise UserError(f"{self.uri}: was altered since this run looked at it; leave it in place and run again")
+        return folder
+
+    def stamped(self) -> Self:
+        """The same with the fingerprint of what is there now."""
+        return type(self)(self.uri, type(self)(self.uri).content_hash())
 
     def checked_path(self) -> Path:
         """Raises UserError: nothing there, the wrong sort of thing, or nothing in it."""
@@ -47,11 +63,10 @@ class Source:
         return path
 
     def content_hash(self) -> str:
-        """Sha256 over names and contents of the files here; for a remote address its fingerprint or the address."""
-        if self.fingerprint is not None:
-            return self.fingerprint
-        if is_remote(self.uri):
-            return hashlib.sha256(self.uri.encode()).hexdigest()
+        """Sha256 over names and contents of the files here, or over names, sizes and stamps of a remote listing."""
+        known = self.fingerprint or fingerprint(self.uri)
+        if known:
+            return known
         path = self.checked_path()
         return digest_of({file.relative_to(path).as_posix(): file_sha256(file) for file in _files(path)})
 
@@ -81,7 +96,8 @@ class SourceTransformer(TypeTransformer[Source]):
     def to_python_value(self, ctx: FlyteContext, lv: Literal, expected_python_type: type[Source]) -> Source:
         if lv.scalar is None or lv.scalar.primitive is None or not lv.scalar.primitive.string_value:
             raise UserError(f"expected the address of {self._cls.what}, found {lv}")
-        return self._cls(lv.scalar.primitive.string_value)
+        known = lv.hash if lv.hash and not lv.hash.startswith(_UNSTAMPED) else None
+        return self._cls(lv.scalar.primitive.string_value, known)
 
 
 def _files(path: Path) -> list[Path]:
@@ -98,6 +114,7 @@ def hash_method(cls: type[Source]) -> HashMethod[Any]:
 
 
 def _key(source: Source) -> str:
-    """By content where tasks run. Compiling must not need the store, so there a remote address stands for itself."""
+    """By content where tasks run; where one only compiles, the store is left alone."""
     state = FlyteContextManager.current_context().execution_state
-    return Source.content_hash(source) if state is None or state.mode is None else source.content_hash()
+    compiling = state is None or state.mode is None
+    return f"{_UNSTAMPED}{source.uri}" if compiling and is_remote(source.uri) else source.content_hash()

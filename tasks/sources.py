@@ -5,7 +5,7 @@ from typing import Annotated
 from flytekit.extend import TypeEngine
 
 from tasks.cli import install
-from tasks.remote import fingerprint, is_remote, share_credentials
+from tasks.remote import is_remote, share_credentials
 from tasks.source_type import Source, SourceTransformer, hash_method
 
 
@@ -21,10 +21,6 @@ class RawDataSource(Source):
         share_credentials(self.uri)
         return self.uri
 
-    def content_hash(self) -> str:
-        """Sha256 over names and contents of the files here, or over a remote listing's names, sizes and checksums."""
-        return self.fingerprint or fingerprint(self.uri) or super().content_hash()
-
 
 class ModelSourceFolder(Source):
     """A model folder in the Hugging Face layout."""
@@ -39,10 +35,20 @@ class VectorFile(Source):
     what = "a safetensors file of vectors"
 
 
-for _cls in (RawDataSource, ModelSourceFolder):
+class TokenizerSourceFolder(Source):
+    """A folder with a tokenizer, such as a model's; weights beside it stay where they are."""
+
+    what = "a folder with a tokenizer (tokenizer.json, tokenizer_config.json)"
+    folder_only = True
+    left_behind = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+
+
+for _cls in (RawDataSource, ModelSourceFolder, TokenizerSourceFolder):
     TypeEngine.register(SourceTransformer(_cls))
 
 RawData = Annotated[RawDataSource, hash_method(RawDataSource)]
 ModelSource = Annotated[ModelSourceFolder, hash_method(ModelSourceFolder)]
+TokenizerSource = TokenizerSourceFolder
+"""Without a key of its content: what is cached takes the files that `find_tokenizer` made of it."""
 
 install()

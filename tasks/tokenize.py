@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from flytekit import task
 
-from lib.config.data import DataConfig
+from lib.config.chat import ChatConfig
 from tasks.artifacts import (
     Dataset,
     ModelArtifact,
@@ -14,14 +14,25 @@ from tasks.artifacts import (
     TokenizerFolder,
 )
 from tasks.cache import CACHED
-from tasks.environments import CPU_IMAGE, MEDIUM, RETRIES, SHORT, retry_infrastructure
+from tasks.environments import CPU_IMAGE, MEDIUM, RETRIES, SHORT, SMALL, retry_infrastructure
 from tasks.lazy import lazy
 from tasks.progress import bar
+from tasks.sources import TokenizerSource
 
 if TYPE_CHECKING:
     from lib.data import tokenize as tokenizing
 else:
     tokenizing = lazy("lib.data.tokenize")
+
+
+@task(container_image=CPU_IMAGE, requests=SMALL, retries=RETRIES)
+@retry_infrastructure
+def find_tokenizer(source: TokenizerSource) -> TokenizerFiles:
+    """A tokenizer's files by their content. Not cached: what is there now is what counts."""
+    files = TokenizerFolder.create()
+    with files.write() as staged:
+        tokenizing.copy_tokenizer(source.open(), staged)
+    return files
 
 
 @task(cache=CACHED, container_image=CPU_IMAGE, requests=MEDIUM, retries=RETRIES, timeout=SHORT)
@@ -37,7 +48,7 @@ def take_tokenizer(model: ModelArtifact) -> TokenizerFiles:
 
 @task(cache=CACHED, container_image=CPU_IMAGE, requests=MEDIUM, retries=RETRIES, timeout=SHORT)
 @retry_infrastructure
-def tokenize(data: Dataset, tokenizer: TokenizerFiles, config: DataConfig) -> TokenizedDataset:
+def tokenize(data: Dataset, tokenizer: TokenizerFiles, config: ChatConfig) -> TokenizedDataset:
     """Token ids, masks and weights of every conversation."""
     tokens = TokenizedDatasetFolder.create()
     with tokens.write() as staged, bar("tokenize", "rows") as shown:

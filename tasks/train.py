@@ -6,12 +6,14 @@ from flytekit import dynamic, task
 
 from lib.config.recipes import SftConfig, SftJob
 from lib.core.paths import runs_root
-from tasks.artifacts import Checkpoint, CheckpointFolder, Dataset, LogitReport, ModelArtifact
+from tasks.artifact_type import Artifact
+from tasks.artifacts import Checkpoint, CheckpointFolder, Dataset, LogitReport, ModelArtifact, TokenizedDataset
 from tasks.cache import CACHED, code_version
 from tasks.clusters import ray_job
 from tasks.environments import CPU_IMAGE, LONG, RETRIES, SMALL, TRAIN_IMAGE, retry_infrastructure
 from tasks.lazy import lazy
 from tasks.progress import bar
+from tasks.tokenize import take_tokenizer, tokenize
 
 if TYPE_CHECKING:
     from lib.cluster import ray_backend
@@ -31,19 +33,33 @@ def check_job(
     return SftJob.parse(locals(), where="inputs of the workflow")
 
 
-@task(
-    cache=CACHED,
-    container_image=TRAIN_IMAGE,
-    requests=SMALL,
-    retries=RETRIES,
-    timeout=LONG,
-    task_config=ray_job(SftJob(learning_rate=1e-5, steps=100, sequence_length=512, nodes=1, gpus_per_node=0).shape),
-)
+_ON_RAY = {
+    "cache": CACHED,
+    "container_image": TRAIN_IMAGE,
+    "requests": SMALL,
+    "retries": RETRIES,
+    "timeout": LONG,
+    "task_config": ray_job(SftJob(learning_rate=1e-5, steps=100, sequence_length=512, nodes=1, gpus_per_node=0).shape),
+}
+
+
+@task(**_ON_RAY)
 @retry_infrastructure
 def train_on_ray(model: ModelArtifact, data: Dataset, report: LogitReport, job: SftJob) -> Checkpoint:
     """Train, or go on where an earlier try of the same run was interrupted."""
+    return _train(model, data, report, job)
+
+
+@task(**_ON_RAY)
+@retry_infrastructure
+def train_tokens_on_ray(model: ModelArtifact, tokens: TokenizedDataset, report: LogitReport, job: SftJob) -> Checkpoint:
+    """The same on conversations that were tokenised before, by this model's tokenizer and the rules of this job."""
+    return _train(model, tokens, report, job)
+
+
+def _train(model: Artifact, data: Artifact, report: Artifact, job: SftJob) -> CheckpointFolder:
     identity = sft.run_identity(job, model_digest=model.digest, data_digest=data.digest)
-    run_dir = runs_root() / f"sft-{identity[:16]}-{code_version(__name__, 'train_on_ray', __file__)[:8]}"
+    run_dir = runs_root() / f"sft-{identity[:16]}-{code_version(__name__, '_train', __file__)[:8]}"
     checkpoint = CheckpointFolder.create()
     with checkpoint.write() as out, bar("train", "steps", job.steps) as shown:
         out.lineage["logit_report"] = report.digest
@@ -55,4 +71,8 @@ def train_on_ray(model: ModelArtifact, data: Dataset, report: LogitReport, job: 
 @dynamic(cache=CACHED, container_image=CPU_IMAGE, requests=SMALL, retries=RETRIES)
 def train(model: ModelArtifact, data: Dataset, report: LogitReport, job: SftJob) -> Checkpoint:
     """Size the cluster from the job; an override in a static workflow would be lost."""
-    return train_on_ray(model=model, data=data, report=report, job=job).with_overrides(task_config=ray_job(job.shape))
+    cluster = ray_job(job.shape)
+    if not job.config.data.tokenize_first:
+        return train_on_ray(model=model, data=data, report=report, job=job).with_overrides(task_config=cluster)
+    tokens = tokenize(data=data, tokenizer=take_tokenizer(model=model), config=job.config.data.chat)
+    return train_tokens_on_ray(model=model, tokens=tokens, report=report, job=job).with_overrides(task_config=cluster)

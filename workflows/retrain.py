@@ -6,9 +6,11 @@ from flytekit import workflow
 
 from lib.config.evaluation import EvalConfig
 from lib.config.recipes import SftConfig
+from lib.config.rows import RowsConfig
 from lib.config.vocabulary import VocabularyConfig
 from tasks.ingest import data_window
 from tasks.sources import ModelSource, RawData
+from workflows.ingest import ROWS
 from workflows.sft import DEFAULT_CONFIG, DEFAULT_EVALUATION, NO_TOKENS, SftOutputs, sft
 
 
@@ -23,6 +25,8 @@ def retrain_sft(  # noqa: PLR0913 - a workflow's inputs are its form in the cons
     sequence_length: int = 4096,
     nodes: int = 1,
     gpus_per_node: int = 8,
+    train_rows: RowsConfig = ROWS,
+    eval_rows: RowsConfig = ROWS,
     config: SftConfig = DEFAULT_CONFIG,
     evaluation: EvalConfig = DEFAULT_EVALUATION,
     vocabulary: VocabularyConfig = NO_TOKENS,
@@ -39,6 +43,8 @@ def retrain_sft(  # noqa: PLR0913 - a workflow's inputs are its form in the cons
         sequence_length: see `sft`.
         nodes: see `sft`.
         gpus_per_node: see `sft`.
+        train_rows: see `sft`.
+        eval_rows: see `sft`.
         config: see `sft`.
         evaluation: see `sft`.
         vocabulary: see `sft`.
@@ -52,6 +58,8 @@ def retrain_sft(  # noqa: PLR0913 - a workflow's inputs are its form in the cons
         sequence_length=sequence_length,
         nodes=nodes,
         gpus_per_node=gpus_per_node,
+        train_rows=train_rows,
+        eval_rows=eval_rows,
         config=config,
         evaluation=evaluation,
         vocabulary=vocabulary,

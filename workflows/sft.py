@@ -9,14 +9,15 @@ from flytekit import workflow
 
 from lib.config.evaluation import EvalConfig
 from lib.config.recipes import SftConfig
+from lib.config.rows import RowsConfig
 from lib.config.vocabulary import VocabularyConfig
 from tasks.artifacts import Checkpoint, ModelArtifact, Report
 from tasks.evaluate import evaluate
-from tasks.ingest import ingest
-from tasks.prepare_model import prepare_model, verify_model
+from tasks.prepare_model import prepare_model, stamp_model, verify_model
 from tasks.publish import export_model, summarize
 from tasks.sources import ModelSource, RawData
 from tasks.train import check_job, train
+from workflows.ingest import ROWS, ingest
 
 DEFAULT_CONFIG = SftConfig()
 DEFAULT_EVALUATION = EvalConfig()
@@ -41,6 +42,8 @@ def sft(  # noqa: PLR0913 - a workflow's inputs are its form in the console
     sequence_length: int = 1024,
     nodes: int = 1,
     gpus_per_node: int = 0,
+    train_rows: RowsConfig = ROWS,
+    eval_rows: RowsConfig = ROWS,
     config: SftConfig = DEFAULT_CONFIG,
     evaluation: EvalConfig = DEFAULT_EVALUATION,
     vocabulary: VocabularyConfig = NO_TOKENS,
@@ -56,21 +59,22 @@ def sft(  # noqa: PLR0913 - a workflow's inputs are its form in the console
         sequence_length: tokens in a packed row.
         nodes: worker nodes of the training cluster.
         gpus_per_node: GPUs on each; 0 trains on CPU.
+        train_rows: how the rows of `train_data` are read.
+        eval_rows: how those of `eval_data` are read.
         config: everything else about training.
         evaluation: how the model is scored.
         vocabulary: tokens that the model gets before it is trained.
     """
-    size = {"sequence_length": sequence_length, "nodes": nodes, "gpus_per_node": gpus_per_node}
-    job = check_job(learning_rate=learning_rate, steps=steps, config=config, **size)
-    rows = ingest(source=train_data)
-    held_out = ingest(source=eval_data)
-    prepared = prepare_model(source=model, vocabulary=vocabulary)
+    size = {"steps": steps, "sequence_length": sequence_length, "nodes": nodes, "gpus_per_node": gpus_per_node}
+    job = check_job(learning_rate=learning_rate, config=config, **size)
+    rows = ingest(source=train_data, config=train_rows)
+    held_out = ingest(source=eval_data, config=eval_rows)
+    prepared = prepare_model(source=stamp_model(source=model), vocabulary=vocabulary)
     proof = verify_model(model=prepared)
     before = evaluate(model=prepared, data=held_out, config=evaluation, gpus_per_node=gpus_per_node)
     checkpoint = train(model=prepared, data=rows, report=proof, job=job)
     trained = export_model(checkpoint=checkpoint)
     after = evaluate(model=trained, data=held_out, config=evaluation, gpus_per_node=gpus_per_node)
-    report = summarize(
-        checkpoint=checkpoint, train_data=rows, eval_data=held_out, before=before, after=after, config=evaluation
-    )
+    scores = {"before": before, "after": after, "config": evaluation}
+    report = summarize(checkpoint=checkpoint, train_data=rows, eval_data=held_out, **scores)
     return SftOutputs(model=trained, checkpoint=checkpoint, report=report)

@@ -1,12 +1,12 @@
 """How rows become packed batches."""
 
-from datetime import date
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from lib.config.base import Frozen, Number
+from lib.config.chat import ChatConfig
 
 
 def _as_tuple(value: Any) -> Any:
@@ -46,7 +46,7 @@ class MixtureSource(Frozen):
 
     @model_validator(mode="after")
     def _one_weight(self) -> "MixtureSource":
-        if self.schedule and "weight" in self.model_fields_set:
+        if self.schedule and self.weight != 1.0:  # values that have travelled have all fields set
             raise ValueError(f"source {self.name!r} has both weight and schedule; give one of them")
         steps = [point.step for point in self.schedule]
         if steps != sorted(set(steps)):
@@ -69,7 +69,7 @@ class MixtureSource(Frozen):
         return points[-1].weight
 
 
-class DataConfig(Frozen):
+class DataConfig(ChatConfig):
     """Streaming, mixing, masking and packing."""
 
     seed: int = Field(default=0, ge=0)
@@ -91,21 +91,8 @@ class DataConfig(Frozen):
     long_rows: Literal["refuse", "drop", "truncate", "split"] = "refuse"
     """Rows longer than the sequence: an error naming them, dropped and counted, cut at the end and counted, or cut into
     several documents that keep every target once."""
-    train_on: Literal["all_assistant_turns", "last_assistant_turn", "after_marker"] = "all_assistant_turns"
-    """Which assistant turns are trained: all, the last, or those after the first message that holds `train_marker`. A message
-    with a weight of its own is trained by that. Results of tools and the words of others are never trained."""
-    train_marker: str | None = Field(default=None, min_length=1, max_length=1024)
-    """Text that the marking message holds, for train_on "after_marker" alone."""
-    train_thinking: bool = True
-    """Whether an assistant's thinking is trained; its answer and its calls of tools are."""
-    control_tokens: Literal["refuse", "split"] = "refuse"
-    """Rows whose text spells a control token of the tokenizer: an error naming them, or encoded as plain text."""
-    chat_format: Literal["template", "harmony", "table"] = "template"
-    """How a conversation becomes text: the tokenizer's own chat template, gpt-oss's harmony, or `chat_table`."""
-    chat_table: str | None = Field(default=None, max_length=1 << 16)
-    """JSON for chat_format "table": {"start": text, "roles": {role: [before, after]}}, what is written around each message."""
-    template_date: str | None = Field(default=None, pattern=r"^\d{4}-\d{2}-\d{2}$")
-    """Today (YYYY-MM-DD) for chat formats that write the date; they need it, since the same data must stay the same text."""
+    tokenize_first: bool = False
+    """Tokenise the workflow's own data in a cached task before training, for data that several runs use. Changes no batch."""
     workers: int = Field(default=1, ge=0, le=64)
     """Background workers of a rank that prepare its batches; 0 prepares them between steps. Changes no batch."""
     worker_kind: Literal["thread", "process"] = "thread"
@@ -131,15 +118,7 @@ class DataConfig(Frozen):
             raise ValueError(f"temperature ({self.temperature}) is of a mixture, and there are no two sources to mix")
         return self
 
-    @model_validator(mode="after")
-    def _encoding_is_told_once(self) -> "DataConfig":
-        if (self.train_marker is not None) != (self.train_on == "after_marker"):
-            raise ValueError(f"train_marker goes with train_on 'after_marker' and only with it; train_on is {self.train_on!r}")
-        if (self.chat_table is not None) != (self.chat_format == "table"):
-            raise ValueError(f"chat_table goes with chat_format 'table' and only with it; chat_format is {self.chat_format!r}")
-        if self.template_date is not None:
-            try:
-                date.fromisoformat(self.template_date)
-            except ValueError as error:
-                raise ValueError(f"template_date {self.template_date!r} is no day ({error})") from error
-        return self
+    @property
+    def chat(self) -> ChatConfig:
+        """The part that decides token ids and masks."""
+        return ChatConfig.model_validate({name: getattr(self, name) for name in ChatConfig.model_fields})

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from lib.config.base import Frozen, Number
+from lib.config.data import DataConfig
 
 
 class CleanConfig(Frozen):
@@ -38,3 +39,16 @@ class SplitConfig(Frozen):
     """Rows that stay together: those of one prompt (of one member, where rows are events), or of equal content alone."""
     salt: str = Field(default="", max_length=128)
     """Another text gives another split."""
+
+
+class PreviewConfig(Frozen):
+    """What a page about a data set shows of its training."""
+
+    sequence_length: int = Field(default=1024, ge=8)
+    """Tokens in a packed row."""
+    packed_rows: int = Field(default=256, ge=1, le=1 << 16)
+    """Packed rows that are made and measured."""
+    examples: int = Field(default=4, ge=0, le=32)
+    """Rows shown token by token in each chat format."""
+    data: DataConfig = Field(default_factory=DataConfig)
+    """How rows are to become batches; its mixture is left out."""

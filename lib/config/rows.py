@@ -25,3 +25,5 @@ class RowsConfig(Frozen):
     """Columns to leave out; any other column that the layout doesn't know is an error."""
     bad_rows: Literal["refuse", "drop"] = "refuse"
     """Rows that can't be used: an error that lists them, or left out and counted."""
+    verifiers: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(default=(), max_length=1024)
+    """Names that a prompt's `verifier` may have; empty for those of the rewards that there are."""

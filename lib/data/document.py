@@ -33,6 +33,11 @@ class Document:
             encoded.sample_id, np.array(encoded.token_ids, np.int32), np.frombuffer(bytes(encoded.loss_mask), np.bool_), weights
         )
 
+    def encoded(self) -> Encoded:
+        """The same as plain lists."""
+        weights = None if self.weights is None else self.weights.tolist()
+        return Encoded(self.sample_id, self.token_ids.tolist(), self.loss_mask.tolist(), weights)
+
     def part(self, start: int, stop: int) -> "Document":
         """Tokens `start` to `stop` as a document of their own; its first token, like any first one, is not a target."""
         weights = None if self.weights is None else self.weights[start:stop]

@@ -7,16 +7,20 @@ from typing import Any
 
 from lib.config.data import DataConfig
 from lib.config.rows import Kind, RowsConfig
+from lib.core.artifact import read_manifest
 from lib.core.errors import DataError
 from lib.core.examples import Completion, Conversation, Event, EventSequence, Example, Message, PreferencePair, Prompt
 from lib.core.manifest import MANIFEST_NAME, digest_of
 from lib.data.checks import RowRefused
 from lib.data.mixture import OWN_DATA
+from lib.data.schemas.arrow import TYPE_OF
 from lib.data.schemas.layouts import Layout, find_layout
 from lib.data.shuffle import ExampleSource, SourceRow
 from lib.data.sources import open_source
 from lib.data.sources_types import RowSource
 from lib.data.table import ExampleTable
+from lib.data.tokenized import FORMAT as TOKENIZED
+from lib.data.tokenized import TokenizedExamples
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class CheckedExamples:
 
 
 def open_examples(where: str | Path, row_type: type[Example], *, kind: Kind) -> ExampleSource:
-    """The examples at an address: an ingested data set, or rows as `open_source` finds them.
+    """The examples at an address: an ingested data set, or rows as `open_source` finds them; or a data set's documents, where
+    it was tokenised.
 
     Args:
         row_type, kind: of the examples, as a type and as its name among KINDS.
@@ -76,9 +81,27 @@ def open_examples(where: str | Path, row_type: type[Example], *, kind: Kind) -> 
         ArtifactCorruptError: a file of the data set is missing or altered.
     """
     if (Path(where) / MANIFEST_NAME).is_file():
+        if kind == "conversation" and read_manifest(Path(where)).meta.get("format") == TOKENIZED:
+            return TokenizedExamples.open(Path(where))
         return TableExamples(ExampleTable.open(Path(where), row_type))
     source = open_source(where)
     return CheckedExamples(source, find_layout(source, RowsConfig(kind=kind)))
+
+
+def kind_held(where: str | Path) -> Kind | None:
+    """The kind of the examples in an ingested data set; None at any other address.
+
+    Raises:
+        DataError: an artifact that holds no examples.
+    """
+    if not (Path(where) / MANIFEST_NAME).is_file():
+        return None
+    manifest = read_manifest(Path(where))
+    held: Any = manifest.meta.get("format")
+    found: Kind = "conversation" if held == TOKENIZED else held
+    if found not in TYPE_OF:
+        raise DataError(f"{where}: holds a {manifest.kind!r} artifact, expected a data set")
+    return found
 
 
 def open_mixture(config: DataConfig, own_data: str | Path, row_type: type[Example], *, kind: Kind) -> dict[str, ExampleSource]:

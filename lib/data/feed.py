@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from lib.config.data import DataConfig
 from lib.core.examples import Conversation
 from lib.core.manifest import Json
-from lib.data.examples import open_mixture
+from lib.data.document import Document
+from lib.data.examples import open_examples, open_mixture
+from lib.data.mixture import OWN_DATA
 from lib.data.prefetch import RowProducer
 from lib.data.produce import ProcessProducer
-from lib.data.stream import Encoding, PackedStream, Share
+from lib.data.stream import PackedStream, Share
+from lib.data.tokenize import encoding_of
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 
@@ -21,7 +25,7 @@ class ChatFeed:
 
     config: DataConfig
     own_data: str
-    """The run's own data: path of a data set, or address of rows."""
+    """The run's own data: path of a data set, tokenised or not, or address of rows."""
     model_dir: str
     """Holds the tokenizer."""
     sequence_length: int
@@ -46,9 +50,15 @@ class ChatFeed:
     def streams(self, encoder: ChatEncoder, shares: Sequence[Share]) -> list[PackedStream]:
         """The streams of some shares, in this process."""
         sources = open_mixture(self.config, self.own_data, Conversation, kind="conversation")
-        encoding = Encoding.of_chat(encoder)
+        encoding = encoding_of(encoder, sources)
         sizes = {"sequence_length": self.sequence_length, "rows_per_step": self.rows_per_step}
         return [PackedStream(sources, encoding, self.config, **sizes, share=share) for share in shares]
+
+    def first_documents(self, encoder: ChatEncoder, num_rows: int) -> list[Document]:
+        """The first rows of the run's own data, in the order of its files."""
+        source = open_examples(self.own_data, Conversation, kind="conversation")
+        rows = (row.example for split in range(source.num_splits) for row in source.read(split))
+        return list(encoding_of(encoder, {OWN_DATA: source}).encode(list(islice(rows, num_rows))))
 
 
 def open_chat_stream(arguments: Json, share: Share) -> PackedStream:

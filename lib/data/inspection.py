@@ -2,16 +2,28 @@
 
 import html
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from lib.core.examples import IGNORE_INDEX, Conversation, Encoded
+from lib.core.examples import (
+    IGNORE_INDEX,
+    Completion,
+    Conversation,
+    Encoded,
+    EventSequence,
+    Example,
+    PreferencePair,
+    Prompt,
+)
 from lib.data.batch import collate
+from lib.data.document import Document
 from lib.data.feed import ChatFeed
 from lib.data.shuffle import ExampleSource
 from lib.data.stream import Share, StepRows
 from lib.tokens.chat import ChatEncoder
+from lib.tokens.encoders import encode_completions, encode_pairs, encode_prompts
 from lib.tokens.tokenizer import Tokenizer
 
 _ROWS_AT_ONCE = 256
@@ -22,18 +34,33 @@ _PAGE_STYLE = (
 
 
 @dataclass(frozen=True)
-class InspectedRow:
-    """A row as it is trained on."""
+class Part:
+    """Tokens of a row: all of them, or one of the answers that it compares."""
 
-    source_name: str
-    """Of the mixture."""
-    conversation: Conversation
+    name: str
+    """Empty where a row has one part only."""
     encoded: Encoded
 
     @property
     def weights(self) -> list[float]:
         """[T] factor on the loss of each token; 0 where it is not trained."""
         return self.encoded.weights or [float(trained) for trained in self.encoded.loss_mask]
+
+
+@dataclass(frozen=True)
+class InspectedRow:
+    """A row as it is trained on, or as a policy is given it."""
+
+    source_name: str
+    """Of the mixture."""
+    example: Example | Document
+    parts: tuple[Part, ...]
+    """None of events, which no tokenizer reads."""
+
+    @property
+    def place(self) -> str:
+        """Where it came from; empty for rows that were tokenised before."""
+        return getattr(self.example, "source", "")
 
 
 def encoded_rows(sources: Mapping[str, ExampleSource], encoder: ChatEncoder) -> Iterator[InspectedRow]:
@@ -45,30 +72,58 @@ def encoded_rows(sources: Mapping[str, ExampleSource], encoder: ChatEncoder) -> 
     for name, source in sources.items():
         examples = (row.example for split in range(source.num_splits) for row in source.read(split))
         while batch := list(itertools.islice(examples, _ROWS_AT_ONCE)):
-            for conversation, encoded in zip(batch, encoder.encode(batch)):
-                yield InspectedRow(name, conversation, encoded)
+            for example, parts in zip(batch, encoded_parts(batch, encoder), strict=True):
+                yield InspectedRow(name, example, parts)
+
+
+def encoded_parts(examples: Sequence[Any], encoder: ChatEncoder) -> list[tuple[Part, ...]]:
+    """Tokens of examples of one kind.
+
+    Raises:
+        DataError: a row can't be tokenised.
+    """
+    match examples[0]:
+        case Conversation():
+            return [(Part("", encoded),) for encoded in encoder.encode(examples)]
+        case Completion():
+            return [(Part("", encoded),) for encoded in encode_completions(encoder, examples)]
+        case PreferencePair():
+            pairs = encode_pairs(encoder, examples)
+            return [(Part("chosen", pair.chosen), Part("rejected", pair.rejected)) for pair in pairs]
+        case Prompt():
+            found = encode_prompts(encoder, examples)
+            return [(Part("", Encoded(row.sample_id, row.token_ids, [False] * len(row.token_ids))),) for row in found]
+        case Document():
+            return [(Part("", document.encoded()),) for document in examples]
+    return [() for _ in examples]
 
 
 def row_values(row: InspectedRow, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Row id, place, tokens, mask, weights, and the text of each run of trained tokens, as JSON values.
+    """Row id, place, and of each part tokens, mask, weights and the text of each run of trained tokens, as JSON values.
 
     A run is [start, stop) in tokens. A character whose bytes lie in tokens inside and outside of a run shows as U+FFFD there.
     """
-    encoded = row.encoded
+    values: dict[str, Any] = {"row_id": row.example.sample_id, "place": row.place, "source": row.source_name}
+    match row.example:
+        case PreferencePair(margin=margin):
+            values["margin"] = margin
+        case Prompt(verifier=verifier, payload=payload):
+            values |= {"verifier": verifier, "payload": payload}
+        case EventSequence(member=member, events=events):
+            values |= {"member": member, "events": [asdict(event) for event in events]}
+    for part in row.parts:
+        values |= {part.name: _part_values(part, tokenizer)} if part.name else _part_values(part, tokenizer)
+    return values
+
+
+def _part_values(part: Part, tokenizer: Tokenizer) -> dict[str, Any]:
+    encoded = part.encoded
     runs = [
         {"start": start, "stop": stop, "text": tokenizer.decode(encoded.token_ids[start:stop])}
         for start, stop, trained in runs_of(encoded.loss_mask)
         if trained
     ]
-    return {
-        "row_id": encoded.sample_id,
-        "place": row.conversation.source,
-        "source": row.source_name,
-        "token_ids": encoded.token_ids,
-        "loss_mask": encoded.loss_mask,
-        "weights": row.weights,
-        "trained": runs,
-    }
+    return {"token_ids": encoded.token_ids, "loss_mask": encoded.loss_mask, "weights": part.weights, "trained": runs}
 
 
 def runs_of(mask: Iterable[bool]) -> Iterator[tuple[int, int, bool]]:
@@ -113,11 +168,28 @@ def _step_values(found: StepRows, step: int, feed: ChatFeed, pad_id: int) -> Ite
 
 def trained_text(row: InspectedRow, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
     """The row as (text, whether it is trained), safe to print: whatever a terminal could obey is written as its code."""
-    encoded = row.encoded
-    return [
-        (printable(tokenizer.decode(encoded.token_ids[start:stop])), trained)
-        for start, stop, trained in runs_of(encoded.loss_mask)
-    ]
+    found: list[tuple[str, bool]] = []
+    for part in row.parts:
+        encoded = part.encoded
+        found += [(f"{part.name}:\n", False)] if part.name else []
+        found += [
+            (printable(tokenizer.decode(encoded.token_ids[start:stop])), trained)
+            for start, stop, trained in runs_of(encoded.loss_mask)
+        ]
+        found += [("\n", False)] if part.name else []
+    return found or [(printable(event_lines(row.example)), False)]
+
+
+def event_lines(example: Example | Document) -> str:
+    """One line for each event of a member; empty for other examples."""
+    if not isinstance(example, EventSequence):
+        return ""
+    lines = []
+    for event in example.events:
+        when = datetime.fromtimestamp(event.timestamp, UTC).isoformat(" ")
+        value = "" if event.value is None else f" = {event.value:g}"
+        lines.append(f"{when} {event.action} {event.item}{value}\n")
+    return "".join(lines)
 
 
 def printable(text: str) -> str:
@@ -130,11 +202,7 @@ def printable(text: str) -> str:
 
 def preview_page(rows: Iterable[InspectedRow], encoder: ChatEncoder) -> str:
     """One HTML page: each row with its trained tokens coloured. All text is escaped; nothing is loaded from elsewhere."""
-    parts = [
-        f"<h2>{html.escape(printable(f'{row.encoded.sample_id} · {row.conversation.source}'))} · {_figures(row)}</h2>"
-        f"{encoder.preview_html(row.encoded)}"
-        for row in rows
-    ]
+    parts = [f"<h2>{html.escape(heading(row))}</h2>{preview_html(row, encoder)}" for row in rows]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>What is trained</title>'
         f"<style>{_PAGE_STYLE}</style></head><body><h1>What is trained</h1>"
@@ -142,10 +210,19 @@ def preview_page(rows: Iterable[InspectedRow], encoder: ChatEncoder) -> str:
     )
 
 
-def _figures(row: InspectedRow) -> str:
-    return f"{sum(row.encoded.loss_mask)} of {len(row.encoded.token_ids)} tokens trained"
+def preview_html(row: InspectedRow, encoder: ChatEncoder) -> str:
+    """A row with its trained tokens coloured; all text is escaped."""
+    parts = [
+        (f"<p>{html.escape(part.name)}</p>" if part.name else "") + encoder.preview_html(part.encoded) for part in row.parts
+    ]
+    return "".join(parts) or f"<pre>{html.escape(event_lines(row.example))}</pre>"
 
 
 def heading(row: InspectedRow) -> str:
     """One line about a row, safe to print."""
-    return printable(f"{row.encoded.sample_id} · {row.conversation.source} · {_figures(row)}").replace("\n", "\\n")
+    figures = [
+        f"{part.name} {sum(part.encoded.loss_mask)} of {len(part.encoded.token_ids)} tokens trained".lstrip()
+        for part in row.parts
+    ]
+    named = [row.example.sample_id, *([row.place] if row.place else []), *figures]
+    return printable(" · ".join(named)).replace("\n", "\\n")

@@ -1,7 +1,7 @@
 """Rows in, a checked data set out."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -51,37 +51,71 @@ def ingest_dataset(
     """
     name = str(source) if isinstance(source, str | Path) else "the source"
     rows = open_source(source) if isinstance(source, str | Path) else source
+    checked = ingest_part(rows, staged, progress, config=settled(config, rows, name), title=name)
+    if not checked.num_seen:
+        raise DataError(f"{name}: holds no rows")
+    if not checked.num_kept:
+        raise DataError(checked.message(name))
+
+
+def settled(config: RowsConfig, rows: RowSource, title: str) -> RowsConfig:
+    """The configuration with the kind and the layout that the first rows have.
+
+    Raises:
+        DataError: no rows, or of no known layout; `title` is what it calls them.
+    """
     try:
         layout = find_layout(rows, config)
     except DataError as error:
-        raise DataError(f"{name}: {error}" if str(error).startswith("holds") else str(error)) from error
-    checked = _Checked(layout, config.bad_rows, progress or (lambda _: None))
+        raise DataError(f"{title}: {error}" if str(error).startswith("holds") else str(error)) from error
+    return config.model_copy(update={"kind": layout.kind, "layout": layout.name})
+
+
+def ingest_part(
+    rows: RowSource,
+    staged: Staged,
+    progress: Callable[[int], None] | None = None,
+    *,
+    config: RowsConfig,
+    title: str,
+) -> "Checked":
+    """As `ingest_dataset`, but there may be no rows, or none that is kept.
+
+    Args:
+        config: names kind and layout.
+        title: what errors call the rows.
+    """
+    checked = Checked(find_layout(rows, config), config.bad_rows, config.verifiers, progress or (lambda _: None))
+    layout = checked.layout
     counts: Counter[str] = Counter(files=rows.num_files)
-    writer = _ShardWriter(staged.path, layout.kind)
+    writer = ShardWriter(staged.path, layout.kind)
     splits: list[list[Any]] = []
     try:
         for number, split in enumerate(rows.splits):
             before = checked.num_kept
             for example in checked.examples(rows, number):
                 writer.add(to_record(example))
-                counts.update(_counts(example))
+                counts.update(counts_of(example))
             writer.end_split()
             splits.append([split.name, checked.num_kept - before])
     finally:
         writer.close()
-    checked.finish(name)
+    checked.finish(title)
     staged.counts.update(rows_seen=checked.num_seen, rows_kept=checked.num_kept, rows_dropped=checked.num_bad, **counts)
     staged.meta.update(format=layout.kind, layout=layout.name, splits=splits)
     if checked.problems:
         staged.info["dropped"] = checked.problems
+    return checked
 
 
 @dataclass
-class _Checked:
+class Checked:
     """Tells good rows from bad ones and keeps count."""
 
     layout: Layout
     bad_rows: Literal["refuse", "drop"]
+    verifiers: Sequence[str]
+    """That prompts may name; empty: any."""
     progress: Callable[[int], None]
     num_seen: int = 0
     num_kept: int = 0
@@ -100,6 +134,8 @@ class _Checked:
                 if raw.problem is not None:
                     raise RowRefused(raw.problem)
                 example = self.layout.check(raw.value, raw.place)
+                if isinstance(example, Prompt) and self.verifiers and example.verifier not in self.verifiers:
+                    raise RowRefused(f"verifier {example.verifier!r} is no reward; expected one of {', '.join(self.verifiers)}")
                 if (earlier := self.place_of.setdefault(example.sample_id, raw.place)) != raw.place:
                     raise RowRefused(f"id {example.sample_id!r} is taken by {earlier}; give each row its own")
             except RowRefused as refused:
@@ -112,17 +148,23 @@ class _Checked:
                 yield example
 
     def finish(self, source: str) -> None:
-        """Raises DataError: no rows, or bad ones that are not to be dropped."""
+        """Raises DataError: bad rows that are not to be dropped."""
         self.progress(self.num_seen % _PROGRESS_ROWS)
-        if not self.num_seen:
-            raise DataError(f"{source}: holds no rows")
-        if self.num_bad and (self.bad_rows == "refuse" or not self.num_kept):
-            more = f", the first {MAX_SHOWN} are shown" if self.num_bad > MAX_SHOWN else ""
-            last = f"{self.num_bad} of {self.num_seen} rows of {source} can't be used{more}; correct or remove them"
-            raise DataError("\n".join([*self.problems, last]))
+        if self.num_bad and self.bad_rows == "refuse":
+            raise DataError(self.message(source))
+
+    def message(self, source: str) -> str:
+        """The bad rows of `source`, as an error lists them."""
+        return bad_rows_message(self.problems, self.num_bad, self.num_seen, source)
 
 
-def _counts(example: Example) -> dict[str, int]:
+def bad_rows_message(problems: list[str], num_bad: int, num_seen: int, source: str) -> str:
+    """The first MAX_SHOWN bad rows, and how many there are."""
+    more = f", the first {MAX_SHOWN} are shown" if num_bad > MAX_SHOWN else ""
+    return "\n".join([*problems, f"{num_bad} of {num_seen} rows of {source} can't be used{more}; correct or remove them"])
+
+
+def counts_of(example: Example) -> dict[str, int]:
     match example:
         case Conversation():
             trained = sum(message.role == "assistant" for message in example.messages)
@@ -137,7 +179,7 @@ def _counts(example: Example) -> dict[str, int]:
     return {}
 
 
-class _ShardWriter:
+class ShardWriter:
     """Appends records to Arrow files of a bounded number of batches; uncompressed, so that a row is found in a memory map."""
 
     def __init__(self, folder: Path, kind: str) -> None:
@@ -153,26 +195,41 @@ class _ShardWriter:
         self._pending.append(record)
         self._num_characters += num_characters(record)
         if len(self._pending) >= _BATCH_ROWS or self._num_characters >= _BATCH_CHARACTERS:
-            self._write_batch()
+            self._write_pending()
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether rows wait for others to make a batch with."""
+        return bool(self._pending)
 
     def end_split(self) -> None:
         """What comes next is of another split, and so of another batch."""
         if self._pending:
-            self._write_batch()
+            self._write_pending()
 
     def close(self) -> None:
+        """Writes what is left; without any row a file that holds none, so that there is an artifact."""
         self.end_split()
+        if not self._num_shards:
+            self._open_file()
         self._close_file()
 
-    def _write_batch(self) -> None:
-        if self._file is None:
-            self._file = pa.ipc.new_file(str(self._folder / f"rows-{self._num_shards:05d}.arrow"), self._schema)
-            self._num_shards += 1
-        self._file.write_batch(pa.RecordBatch.from_pylist(self._pending, schema=self._schema))
+    def _write_pending(self) -> None:
+        self.write_batch(pa.RecordBatch.from_pylist(self._pending, schema=self._schema))
         self._pending, self._num_characters = [], 0
+
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        """A whole batch of a data set, as it is; none may be pending."""
+        if self._file is None:
+            self._open_file()
+        self._file.write_batch(batch)
         self._num_batches += 1
         if self._num_batches == _SHARD_BATCHES:
             self._close_file()
+
+    def _open_file(self) -> None:
+        self._file = pa.ipc.new_file(str(self._folder / f"rows-{self._num_shards:05d}.arrow"), self._schema)
+        self._num_shards += 1
 
     def _close_file(self) -> None:
         if self._file is not None:

@@ -26,7 +26,7 @@ _OPENERS = 8
 """Files whose ends are looked at side by side: a store answers each in tens of milliseconds."""
 
 
-def open_source(where: str | Path) -> RowSource:
+def open_source(where: str | Path) -> "FileSource":
     """The rows at an address; nothing but the listing and the files' indices is read.
 
     Args:
@@ -42,13 +42,18 @@ def open_source(where: str | Path) -> RowSource:
 class FileSource:
     """Files, read split by split. A `RowSource`."""
 
-    def __init__(self, files: list[SourceFile]) -> None:
+    def __init__(self, files: list[SourceFile], *, first: int = 0, stop: int | None = None) -> None:
+        """Args: first, stop: a range of the files' splits, where it is to have only those."""
+        self.files = files
         self.digest = listing_digest(files)
-        self.num_files = len(files)
+        self.num_files = 0 if first else len(files)
+        """Of several sources that share the splits of a file, the first one counts it."""
         with ThreadPoolExecutor(_OPENERS) as pool:
             found = list(pool.map(lambda file: _SPLITS[file.format](file), files))
-        self.splits = [split for splits in found for split in splits]
-        self._file_of = [file for file, splits in zip(files, found) for _ in splits]
+        self.num_splits_of = [len(splits) for splits in found]
+        """[files]"""
+        self.splits = [split for splits in found for split in splits][first:stop]
+        self._file_of = [file for file, splits in zip(files, found) for _ in splits][first:stop]
 
     def read(self, split: int, start: int = 0, step: int = 1) -> Iterator[RawRow]:
         """See `RowSource.read`."""

@@ -1,6 +1,5 @@
 """What files a source is made of: a path, a folder, a glob or an address of an object store, as a list of files to read."""
 
-import hashlib
 import json
 import os
 import re
@@ -8,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,17 +18,14 @@ from fsspec.utils import glob_translate
 
 from lib.core.errors import DataError, InfraError
 from lib.core.manifest import MANIFEST_NAME, digest_of, file_sha256
+from lib.core.stamps import CHECKSUMS, content_stamp
 
 FORMATS = {".jsonl": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrow")
-_CHECKSUMS = ("ETag", "etag", "md5Hash", "md5", "sha256", "blob_id", "crc32c")
-"""Where stores keep a checksum of the content in a listing: S3, GCS, Azure, the Hub, HTTP."""
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")
 """botocore's, which is there only where S3 is read."""
 _MAGIC = re.compile(r"[*?\[]")
-_NUM_SAMPLES = 16
-_SAMPLE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,14 @@ class SourceFile:
     name: str
     """Relative to the source, with forward slashes."""
     filesystem: AbstractFileSystem
+    opened_by: str
+    """The address that the file system was found by."""
     path: str
     size_bytes: int
     stamp: str
-    """Sha256 of a file here. Of a remote one the store's checksum, or where it has none a hash over size and samples."""
-    guard: tuple[Any, ...]
-    """What a file that was touched since has otherwise; only good on this machine."""
+    """Sha256 of a file here, or of a remote one whose store has no checksum; else that checksum."""
+    guard: tuple[str, ...]
+    """What a file that was touched since has otherwise; of a file here only good on this machine."""
     format: str
     compression: str | None
 
@@ -96,11 +95,11 @@ def list_files(where: str | Path) -> list[SourceFile]:
         DataError: nothing there, no right to look, a file of another kind, or none at all.
         InfraError: the store did not answer.
     """
-    filesystem, path = _filesystem(str(where))
+    filesystem, path = filesystem_at(str(where))
     with _listing(str(where), filesystem):
         root, found = _find(filesystem, path)
         found = _saved_dataset(filesystem, root, found)
-        files = [_source_file(filesystem, name, info) for name, info in sorted(found.items())]
+        files = [_source_file(filesystem, str(where), name, info) for name, info in sorted(found.items())]
     if not files:
         raise DataError(f"{where}: holds no file of rows ({', '.join(SUFFIXES)})")
     return files
@@ -114,9 +113,9 @@ def files_at(addresses: dict[str, str]) -> list[SourceFile]:
     """
     files = []
     for name, where in addresses.items():
-        filesystem, path = _filesystem(where)
+        filesystem, path = filesystem_at(where)
         with _listing(where, filesystem):
-            files.append(_source_file(filesystem, name, filesystem.info(path)))
+            files.append(_source_file(filesystem, where, name, filesystem.info(path)))
     return files
 
 
@@ -125,7 +124,12 @@ def listing_digest(files: list[SourceFile]) -> str:
     return digest_of([[file.name, file.size_bytes, file.stamp] for file in files])
 
 
-def _filesystem(where: str) -> tuple[AbstractFileSystem, str]:
+def filesystem_at(where: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of an address, and the path in it.
+
+    Raises:
+        DataError: no such kind of address.
+    """
     if "://" not in where and "::" not in where:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(where))
     try:
@@ -234,7 +238,7 @@ def _saved_dataset(filesystem: AbstractFileSystem, root: str, found: dict[str, A
     return {name: found[name] for name in names}
 
 
-def _source_file(filesystem: AbstractFileSystem, name: str, info: dict[str, Any]) -> SourceFile:
+def _source_file(filesystem: AbstractFileSystem, opened_by: str, name: str, info: dict[str, Any]) -> SourceFile:
     if not name.isprintable():
         raise DataError(f"{name!a}: a file name with characters that can't be printed; rename it")
     suffixes = PurePosixPath(name).suffixes
@@ -248,27 +252,15 @@ def _source_file(filesystem: AbstractFileSystem, name: str, info: dict[str, Any]
     size_bytes = info.get("size")
     if size_bytes is None:
         raise DataError(f"{info['name']}: the store doesn't say how large it is, so it can't be read in parts; copy it")
-    path, checksum = info["name"], next((str(info[key]) for key in _CHECKSUMS if info.get(key)), None)
+    path = info["name"]
     with reading(name):
-        if isinstance(filesystem, LocalFileSystem):
-            stamp = file_sha256(Path(path))
-        else:
-            stamp = checksum or _sampled_sha256(filesystem, path, size_bytes)
+        local = isinstance(filesystem, LocalFileSystem)
+        stamp = file_sha256(Path(path)) if local else content_stamp(filesystem, info)
     format_ = FORMATS[suffixes[-2] if compression else suffixes[-1]]
-    return SourceFile(name, filesystem, path, size_bytes, stamp, _guard(info), format_, compression)
+    return SourceFile(name, filesystem, opened_by, path, size_bytes, stamp, _guard(info), format_, compression)
 
 
-def _guard(info: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(str(info.get(key)) for key in ("size", "mtime", "created", "LastModified", *_CHECKSUMS) if key in info)
-
-
-def _sampled_sha256(filesystem: AbstractFileSystem, path: str, size_bytes: int) -> str:
-    """Over the size, and the whole content or evenly spaced samples of it, the first and the last bytes among them."""
-    digest = hashlib.sha256(str(size_bytes).encode())
-    if size_bytes <= _NUM_SAMPLES * _SAMPLE_BYTES:
-        digest.update(filesystem.cat_file(path))
-    else:
-        last = size_bytes - _SAMPLE_BYTES
-        for start in (last * number // (_NUM_SAMPLES - 1) for number in range(_NUM_SAMPLES)):
-            digest.update(filesystem.cat_file(path, start=start, end=start + _SAMPLE_BYTES))
-    return digest.hexdigest()
+def _guard(info: dict[str, Any]) -> tuple[str, ...]:
+    values = (info[key] for key in ("size", "mtime", "created", "LastModified", *CHECKSUMS) if key in info)
+    # Stores may tell the same time as a date in one call and as seconds in another.
+    return tuple(str(value.timestamp() if isinstance(value, datetime) else value) for value in values)

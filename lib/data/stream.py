@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # so that a data process of other examples needs no tokenizer
     from lib.tokens.chat import ChatEncoder
 
 STATE_VERSION = 2
-_NOT_DECISIVE = {"workers", "worker_kind", "prefetch_batches"}
+_NOT_DECISIVE = {"workers", "worker_kind", "prefetch_batches", "tokenize_first"}
 """Settings that change no batch."""
 
 

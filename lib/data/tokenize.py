@@ -1,19 +1,20 @@
 """A data set tokenised once, for corpora that are used again: the same documents as on the fly, in the same order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from lib.config.data import DataConfig
-from lib.core.artifact import Staged, read_manifest
+from lib.config.chat import ChatConfig
+from lib.core.artifact import Staged
 from lib.core.errors import ConfigError
 from lib.core.examples import Conversation
-from lib.core.manifest import Json
+from lib.data.document import Document
 from lib.data.examples import open_examples
+from lib.data.shuffle import ExampleSource
 from lib.data.stream import Encoding
 from lib.data.tokenized import TokenizedExamples, finish, write_split
 from lib.tokens.chat import ChatEncoder
-from lib.tokens.rules import ChatRules
 from lib.tokens.tokenizer import Tokenizer
 
 
@@ -27,7 +28,7 @@ def copy_tokenizer(model_dir: Path, staged: Staged) -> None:
 
 
 def tokenize_conversations(
-    folder: Path, tokenizer_dir: Path, config: DataConfig, staged: Staged, progress: Callable[[int], None]
+    folder: Path, tokenizer_dir: Path, config: ChatConfig, staged: Staged, progress: Callable[[int], None]
 ) -> None:
     """Tokenise a data set of conversations, split by split.
 
@@ -39,31 +40,39 @@ def tokenize_conversations(
         DataError: the artifact holds something else, or a row can't be tokenised.
     """
     source = open_examples(folder, Conversation, kind="conversation")
-    encoding = Encoding.of_chat(ChatEncoder.of(Tokenizer.load(tokenizer_dir), config))
+    encoder = ChatEncoder.of(Tokenizer.load(tokenizer_dir), config)
+    encoding = Encoding.of_chat(encoder)
     sizes = []
     for split in range(source.num_splits):
         sizes.append(write_split(source, split, encoding, staged.path))
         progress(sizes[-1])
-    finish(staged, source, encoding, sizes)
-    staged.meta["rules"] = _rules(config)
+    finish(staged, source, encoding, sizes, asdict(encoder.rules))
 
 
-def open_tokenized(folder: Path, tokenizer_dir: Path, config: DataConfig) -> TokenizedExamples:
-    """A tokenised data set, if it holds what this configuration and tokenizer would make of its rows.
+def encoding_of(encoder: ChatEncoder, sources: Mapping[str, ExampleSource]) -> Encoding:
+    """Conversations are encoded, and what was tokenised before is passed on, so that a mixture may hold both.
 
     Raises:
-        ArtifactCorruptError: a file is missing or altered.
-        DataError: the artifact holds something else.
-        ConfigError: names what it was made with and what is asked for.
+        ConfigError: a source was tokenised by another tokenizer or by other rules; names it, and both values.
     """
-    found = TokenizedExamples.open(folder)
-    made = {**found.decided_by, **read_manifest(folder).meta["rules"]}
-    asked = {"tokenizer": Tokenizer.load(tokenizer_dir).digest, **_rules(config)}
-    changed = [f"{name} was {made.get(name)!r}, is {asked[name]!r}" for name in asked if made.get(name) != asked[name]]
+    fresh = Encoding.of_chat(encoder)
+    tokenized = {name: source for name, source in sources.items() if isinstance(source, TokenizedExamples)}
+    if not tokenized:
+        return fresh
+    for name, source in tokenized.items():
+        _check_made_alike(name, source, encoder)
+
+    def encode(examples: Sequence[Any]) -> list[Document]:
+        rows = [example for example in examples if not isinstance(example, Document)]
+        made = iter(fresh.encode(rows) if rows else ())
+        return [example if isinstance(example, Document) else next(made) for example in examples]
+
+    return Encoding(encode, fresh.decided_by)
+
+
+def _check_made_alike(name: str, source: TokenizedExamples, encoder: ChatEncoder) -> None:
+    made = {**source.decided_by, **source.rules}
+    asked = {**Encoding.of_chat(encoder).decided_by, **asdict(encoder.rules)}
+    changed = [f"{what} was {made.get(what)!r}, is {asked[what]!r}" for what in asked if made.get(what) != asked[what]]
     if changed:
-        raise ConfigError(f"{folder}: was tokenised otherwise ({'; '.join(changed)}); tokenise the data set again")
-    return found
-
-
-def _rules(config: DataConfig) -> Json:
-    return asdict(ChatRules.of(config))
+        raise ConfigError(f"source {name!r} was tokenised otherwise ({'; '.join(changed)}); tokenise its data set again")

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from lib.core.artifact import Staged, verify
 from lib.core.errors import DataError
+from lib.core.manifest import Json
 from lib.data.document import Document
 from lib.data.shuffle import ExampleSource, SourceRow
 from lib.data.stream import Encoding
@@ -52,9 +53,11 @@ def write_split(source: ExampleSource, split: int, encoding: Encoding, folder: P
     return num_rows
 
 
-def finish(staged: Staged, source: ExampleSource, encoding: Encoding, rows_of_splits: Sequence[int]) -> None:
+def finish(staged: Staged, source: ExampleSource, encoding: Encoding, rows_of_splits: Sequence[int], rules: Json) -> None:
     """Turn the files of all splits into a data set.
 
+    Args:
+        rules: by which conversations became documents.
     Raises:
         DataError: the file of a split is missing.
     """
@@ -62,7 +65,8 @@ def finish(staged: Staged, source: ExampleSource, encoding: Encoding, rows_of_sp
         if not (staged.path / split_name(split)).is_file():
             raise DataError(f"split {split} of {source.num_splits} was not tokenised; run it again")
     staged.counts.update(rows=sum(rows_of_splits))
-    staged.meta.update(format=FORMAT, splits=list(rows_of_splits), encoding=dict(encoding.decided_by), source=source.digest)
+    staged.meta.update(format=FORMAT, splits=list(rows_of_splits), source=source.digest)
+    staged.meta.update(encoding=dict(encoding.decided_by), rules=rules)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class TokenizedExamples:
     """Of each split."""
     digest: str
     decided_by: dict[str, str]
+    rules: Json
+    """Of the conversations that the documents were."""
 
     @staticmethod
     def open(folder: Path) -> "TokenizedExamples":
@@ -91,7 +97,7 @@ class TokenizedExamples:
         if any(reader.schema != SCHEMA for reader in readers):
             raise DataError(f"{folder}: its columns are not {', '.join(SCHEMA.names)}; tokenise the data set again")
         batches = [[reader.get_batch(index) for index in range(reader.num_record_batches)] for reader in readers]
-        return TokenizedExamples(batches, manifest.digest, manifest.meta["encoding"])
+        return TokenizedExamples(batches, manifest.digest, manifest.meta["encoding"], manifest.meta["rules"])
 
     @property
     def encoding(self) -> Encoding:

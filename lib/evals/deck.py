@@ -1,11 +1,10 @@
 """The page that a person opens after a run: one HTML file with everything in it."""
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lib.evals.charts import bar_chart, interval_chart, line_chart
-from lib.evals.deck_style import CSS
+from lib.evals.page_parts import MASK_LEGEND, document, facts_table, gauge, section, text
 
 
 @dataclass(frozen=True)
@@ -66,42 +65,32 @@ class Page:
 def render(page: Page) -> str:
     """The HTML page."""
     sections = [
-        _section(
+        section(
             "Training",
             line_chart("Loss", page.steps, page.losses, smooth=True)
             + line_chart("Learning rate", page.steps, page.learning_rates),
             wide=True,
         ),
-        _section("Evaluation", _evaluation(page)),
-        _section("Packing", _packing(page)),
-        _section("What is trained", _masks(page)),
-        _section("Sample answers", _samples(page.samples)),
-        _section(
+        section("Evaluation", _evaluation(page)),
+        section("Packing", _packing(page)),
+        section("What is trained", _masks(page)),
+        section("Sample answers", _samples(page.samples)),
+        section(
             "Lineage",
-            _table(page.lineage) + f"<details><summary>Configuration</summary><pre>{_text(page.config)}</pre></details>",
+            facts_table(page.lineage) + f"<details><summary>Configuration</summary><pre>{text(page.config)}</pre></details>",
         ),
     ]
-    warnings = "".join(f'<p class="warning">{_text(warning)}</p>' for warning in page.warnings)
-    tiles = "".join(
-        f'<div class="tile"><span>{_text(name)}</span><b>{_text(value)}</b><small>{_text(remark)}</small></div>'
-        for name, value, remark in page.tiles
-    )
-    head = f'<head><meta charset="utf-8"><title>{_text(page.title)}</title><style>{CSS}</style></head>'
-    return (
-        f'<!doctype html><html lang="en">{head}<body>'
-        f'<main><header><h1>{_text(page.title)}</h1></header>{warnings}<div class="tiles">{tiles}</div>'
-        f"{''.join(sections)}</main></body></html>"
-    )
+    return document(page.title, page.tiles, sections, page.warnings)
 
 
 def _evaluation(page: Page) -> str:
     rows = "".join(
-        f"<tr><td>{_text(s.name)}</td><td>{s.accuracy:.1%}</td><td>{s.low:.1%} – {s.high:.1%}</td>"
+        f"<tr><td>{text(s.name)}</td><td>{s.accuracy:.1%}</td><td>{s.low:.1%} – {s.high:.1%}</td>"
         f"<td>{'–' if s.loss is None else f'{s.loss:.4f}'}</td></tr>"
         for s in page.scores
     )
     head = "<tr><th>Model</th><th>Accuracy</th><th>Interval</th><th>Held-out loss</th></tr>"
-    paired = "".join(f"<tr><td>{_text(name)}</td><td>{count}</td></tr>" for name, count in page.paired)
+    paired = "".join(f"<tr><td>{text(name)}</td><td>{count}</td></tr>" for name, count in page.paired)
     p_value = "" if page.p_value is None else f"<p>Exact McNemar test of the paired answers: p = {page.p_value:.2g}</p>"
     chart = interval_chart([(s.name, s.low, s.accuracy, s.high) for s in page.scores])
     return (
@@ -111,40 +100,23 @@ def _evaluation(page: Page) -> str:
 
 
 def _packing(page: Page) -> str:
-    bar = ""
-    if page.packing_efficiency is not None:
-        filled = f"{page.packing_efficiency:.2%}"
-        bar = f'<p>Slots filled with tokens: <b>{filled}</b></p><div class="gauge"><i style="width:{filled}"></i></div>'
+    bar = "" if page.packing_efficiency is None else gauge("Slots filled with tokens", page.packing_efficiency)
     histogram = bar_chart("Lengths of documents", page.length_labels, page.length_counts, unit="tokens")
-    return bar + (histogram if page.length_counts else "") + _table(page.packing_facts)
+    return bar + (histogram if page.length_counts else "") + facts_table(page.packing_facts)
 
 
 def _masks(page: Page) -> str:
-    legend = "<p>Highlighted tokens are trained; the rest is context.</p>"
-    return legend + "".join(f'<div class="preview">{preview}</div>' for preview in page.mask_previews)
+    return MASK_LEGEND + "".join(f'<div class="preview">{preview}</div>' for preview in page.mask_previews)
 
 
 def _samples(samples: Sequence[Sample]) -> str:
-    def answer(text: str, correct: bool) -> str:
+    def answer(said: str, correct: bool) -> str:
         badge = '<i class="yes">✓</i>' if correct else '<i class="no">✗</i>'
-        return f"<td>{badge}<pre>{_text(text)}</pre></td>"
+        return f"<td>{badge}<pre>{text(said)}</pre></td>"
 
     rows = "".join(
-        f"<tr><td><pre>{_text(s.prompt)}</pre></td><td><pre>{_text(s.expected)}</pre></td>"
+        f"<tr><td><pre>{text(s.prompt)}</pre></td><td><pre>{text(s.expected)}</pre></td>"
         f"{answer(s.before, s.before_correct)}{answer(s.after, s.after_correct)}</tr>"
         for s in samples
     )
     return f'<table class="samples"><tr><th>Prompt</th><th>Expected</th><th>Before</th><th>After</th></tr>{rows}</table>'
-
-
-def _table(values: Mapping[str, str]) -> str:
-    rows = "".join(f"<tr><td>{_text(name)}</td><td><code>{_text(value)}</code></td></tr>" for name, value in values.items())
-    return f"<table>{rows}</table>" if rows else ""
-
-
-def _section(title: str, body: str, *, wide: bool = False) -> str:
-    return f"<section{' class=wide' if wide else ''}><h2>{_text(title)}</h2>{body}</section>"
-
-
-def _text(value: str) -> str:
-    return html.escape(value)

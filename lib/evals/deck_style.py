@@ -19,6 +19,9 @@ body {
 main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 26px; margin: 0 0 20px; letter-spacing: -.01em; }
 h2 { font-size: 17px; margin: 0 0 14px; }
+h3 { font-size: 15px; margin: 18px 0 4px; }
+h4 { font-size: 13px; margin: 12px 0 0; color: var(--soft); font-weight: 500; }
+h3 small { color: var(--soft); font-weight: 400; margin-left: 6px; }
 .tiles {
   display: grid; grid-template-columns: repeat(auto-fit,minmax(190px,1fr)); gap: 12px; margin-bottom: 16px;
 }

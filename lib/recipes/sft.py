@@ -24,7 +24,6 @@ from lib.data.feed import ChatFeed
 from lib.data.prefetch import Prefetcher
 from lib.data.stats import PackingReport, packing_report
 from lib.data.stream import StepRows, merge_states
-from lib.data.table import ExampleTable
 from lib.models.flops import FlopCounter
 from lib.models.hf_io import read_spec
 from lib.models.lora import num_trained
@@ -74,7 +73,6 @@ class SftWorker(Worker):
         module = load_module(config.model, job.shape, model_dir, device, seed=config.train.seed, fresh=first_step == 1)
         optimizer, flops = build_optimizer(module, config.optim), FlopCounter(module.decoder.spec, config.model.lora)
         encoder = ChatEncoder.of(Tokenizer.load(model_dir), config.data)
-        table = ExampleTable.open(Path(place["data_dir"]), Conversation)
         chats = ChatFeed(config.data, place["data_dir"], str(model_dir), job.sequence_length, config.train.rows_per_step)
         feed = Prefetcher(
             chats.producers(encoder, rank=info.rank, num_ranks=info.num_ranks),
@@ -126,8 +124,8 @@ class SftWorker(Worker):
         store.close()
         self.emit({"kind": "phase", "phase": "export", "step": job.steps})
         write_module(module, config.model.lora, encoder, run_dir / EXPORT, rank=info.rank)
-        previews = encoder.encode(table.rows(range(min(NUM_PREVIEWS, len(table)))))
-        return {"mask_preview_html": [encoder.preview_html(encoded) for encoded in previews]}
+        previews = chats.first_documents(encoder, NUM_PREVIEWS)
+        return {"mask_preview_html": [encoder.preview_html(document.encoded()) for document in previews]}
 
 
 def run_sft(
@@ -148,7 +146,7 @@ def run_sft(
     run folder, and ends in the same bits.
 
     Args:
-        model_dir, data_dir: artifacts, a Hugging Face model and a data set of conversations.
+        model_dir, data_dir: artifacts, a Hugging Face model and a data set of conversations, tokenised or not.
         report: the model's logit report.
         out: its lineage, with what the caller has put there, becomes tags of the tracked run.
         run_dir: the run's own folder; on several nodes, on a file system that all of them share.
@@ -208,7 +206,7 @@ def run_identity(job: SftJob, *, model_digest: str, data_digest: str) -> str:
             "config": {
                 "cluster": True,
                 "tracking": True,
-                "data": {"prefetch_batches", "workers", "worker_kind"},
+                "data": {"prefetch_batches", "workers", "worker_kind", "tokenize_first"},
                 "train": {"checkpoint_every", "keep_checkpoints", "max_restarts", "step_deadline_seconds"},
             },
         },

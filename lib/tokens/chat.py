@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from lib.config.data import DataConfig
+from lib.config.chat import ChatConfig
 from lib.core.errors import ConfigError, DataError, TokenizerError
 from lib.core.examples import Conversation, Encoded, Message
 from lib.tokens.harmony import HarmonyFormat
@@ -71,8 +71,8 @@ class ChatEncoder:
             self._prove(roles)
 
     @staticmethod
-    def of(tokenizer: Tokenizer, config: DataConfig) -> "ChatEncoder":
-        """The encoder that a data configuration asks for."""
+    def of(tokenizer: Tokenizer, config: ChatConfig) -> "ChatEncoder":
+        """The encoder that a configuration asks for."""
         return ChatEncoder(tokenizer, ChatRules.of(config))
 
     @cached_property

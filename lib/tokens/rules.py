@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from lib.config.data import DataConfig
+from lib.config.chat import ChatConfig
 from lib.core.errors import ConfigError, DataError
 from lib.core.examples import Message
 
@@ -18,7 +18,7 @@ RULES_FILE = "chat_rules.json"
 
 @dataclass(frozen=True)
 class ChatRules:
-    """The fields of the data configuration that decide ids and masks; see lib.config.data for what each means."""
+    """The fields of the configuration that decide ids and masks; see lib.config.chat for what each means."""
 
     train_on: TrainOn = "all_assistant_turns"
     train_marker: str | None = None
@@ -29,8 +29,8 @@ class ChatRules:
     template_date: str | None = None
 
     @staticmethod
-    def of(config: DataConfig) -> "ChatRules":
-        """The rules that a data configuration asks for."""
+    def of(config: ChatConfig) -> "ChatRules":
+        """The rules that a configuration asks for."""
         return ChatRules(
             train_on=config.train_on,
             train_marker=config.train_marker,
@@ -62,7 +62,7 @@ class ChatRules:
         names = {field.name for field in fields(ChatRules)}
         if not isinstance(values, dict) or values.keys() != names:
             raise ConfigError(f"{path}: expected an object of {', '.join(sorted(names))}; copy the file again")
-        return ChatRules.of(DataConfig.parse(values, where=str(path)))
+        return ChatRules.of(ChatConfig.parse(values, where=str(path)))
 
     def written_alike(self) -> "ChatRules":
         """Rules that write conversations the same way, and train all of an assistant's turns."""

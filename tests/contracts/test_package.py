@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flyteidl.admin import launch_plan_pb2, task_pb2
+from flyteidl.admin import launch_plan_pb2, task_pb2, workflow_pb2
 from google.protobuf import json_format
 
 from tests.conftest import REPOSITORY
 
 IMAGES = {"cpu": "registry.test/cpu:1", "train": "registry.test/train:2"}
 GPU = "nvidia.com/gpu"
-RAY_TASKS = ("tasks.train.train_on_ray", "tasks.evaluate.evaluate_on_ray")
-UNCACHED = ("tasks.ingest.data_window",)
+RAY_TASKS = ("tasks.train.train_on_ray", "tasks.train.train_tokens_on_ray", "tasks.evaluate.evaluate_on_ray")
+MAP_TASK = "tasks.ingest.map_ingest_shard_"
+UNCACHED = (
+    "tasks.ingest.data_window",
+    "tasks.ingest.list_shards",
+    "tasks.prepare_model.stamp_model",
+    "tasks.tokenize.find_tokenizer",
+)
+"""They look at what is there now."""
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +93,24 @@ def test_every_task_is_cached_under_a_version_of_its_own(tasks: dict[str, dict[s
     versions = {n: t["metadata"].get("discoveryVersion") for n, t in tasks.items() if t["metadata"].get("discoverable")}
     assert set(tasks) - set(versions) == set(UNCACHED)
     assert all(len(version) == 64 for version in versions.values())
-    assert len(set(versions.values())) == len(versions)
+    mapped = tasks.keys() - {name for name in tasks if name.startswith(MAP_TASK)}
+    assert len({versions[name] for name in mapped & versions.keys()}) == len(mapped & versions.keys())
+
+
+def test_shards_are_mapped_over(package: Path, tasks: dict[str, dict[str, Any]]) -> None:
+    """[I9] Side by side up to a limit, each retried and cached by itself, under the version of the task that is mapped; a shard
+    that fails for good fails the whole."""
+    (path,) = package.glob("*_workflows.ingest.ingest_2.pb")
+    spec = workflow_pb2.WorkflowSpec()
+    spec.ParseFromString(path.read_bytes())
+    (node,) = [node for node in spec.template.nodes if node.HasField("array_node")]
+    assert node.array_node.parallelism == 32
+    assert node.array_node.min_success_ratio == 1.0
+    each = node.array_node.node
+    (name,) = [name for name in tasks if name.startswith(MAP_TASK)]
+    assert each.task_node.reference_id.name == name
+    assert each.metadata.retries.retries >= 1
+    assert tasks[name]["metadata"] == tasks["tasks.ingest.ingest_shard"]["metadata"]
 
 
 def test_ray_tasks_end_with_their_job(tasks: dict[str, dict[str, Any]]) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flytekit import dynamic, task, workflow
+from flytekit import FlyteContextManager, dynamic, task, workflow
 from flytekit.core.local_cache import LocalTaskCache
+from flytekit.core.promise import Promise
 from flytekit.core.type_engine import TypeEngine
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tasks.artifacts import Dataset, DatasetFolder
 from tasks.cache import CACHED, code_version
@@ -36,9 +38,14 @@ def count_sized(data: Dataset, times: int) -> int:
     return count(data=data, times=times)
 
 
+@task
+def stamp(source: RawData) -> RawData:
+    return source.stamped()
+
+
 @workflow
 def chain(source: RawData, times: int) -> int:
-    return count_sized(data=make(source=source), times=times)
+    return count_sized(data=make(source=stamp(source=source)), times=times)
 
 
 @pytest.fixture
@@ -52,11 +59,11 @@ def ledger(fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     LocalTaskCache._initialized = False
 
 
-def _run(ledger: Path, source: Path | str, times: int = 2) -> tuple[int, list[tuple[str, str]]]:
+def _run(ledger: Path, source: Path | str | Promise, times: int = 2) -> tuple[int, list[tuple[str, str]]]:
     """Result of the chain, and what the ledger says about this run: (event, task)."""
     ledger.unlink(missing_ok=True)
     TypeEngine._LITERAL_CACHE.clear()  # one launch of pyflyte converts its inputs once
-    result = chain(source=str(source), times=times)
+    result = chain(source=str(source) if isinstance(source, Path) else source, times=times)
     lines = [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()]
     return result, [(line["event"], line["task"].removeprefix(f"{THIS}.")) for line in lines]
 
@@ -97,6 +104,19 @@ def test_a_replaced_object_under_the_same_address_executes(ledger: Path) -> None
         assert _run(ledger, "s3://bucket/source") == (6, ALL_CACHED)
         store.pipe_file("bucket/source", b"ABCD")
         assert _run(ledger, "s3://bucket/source") == (8, ALL_EXECUTED)
+
+
+def test_an_object_replaced_behind_a_fixed_input_executes(ledger: Path) -> None:
+    """A launch plan's literals are made without a look at the store, which here has no checksums; the content has one size."""
+    store = MemoryFileSystem()
+    context = FlyteContextManager.current_context()
+    fixed = TypeEngine.to_literal(context, "memory://fixed/source", RawData, TypeEngine.to_literal_type(RawData))
+    try:
+        for content, events in ((b"ABC", ALL_EXECUTED), (b"ABC", ALL_CACHED), (b"ABD", ALL_EXECUTED), (b"ABC", ALL_CACHED)):
+            store.pipe_file("/fixed/source", content)
+            assert _run(ledger, Promise("source", fixed)) == (6, events)
+    finally:
+        store.rm("/fixed", recursive=True)
 
 
 def test_equal_output_from_another_input_hits_downstream(ledger: Path, source: Path) -> None:

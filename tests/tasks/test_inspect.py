@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from lib.config.data import DataConfig
+from lib.config.rows import RowsConfig
+from lib.core.artifact import stage_artifact
 from lib.core.examples import IGNORE_INDEX
+from lib.data.rows import ingest_dataset
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 from tasks.inspect import main
@@ -113,6 +116,53 @@ def test_nothing_that_a_row_holds_reaches_the_terminal_or_the_page_as_a_command(
     written = page.read_text(encoding="utf-8")
     assert "<script" not in written and "<b>" not in written
     assert html.escape("<script>alert(1)</script>") in written
+
+
+OTHER_KINDS: dict[str, dict[str, Any]] = {
+    "completion": {"id": "c", "prompt": "The sum of 1 and 2 is", "completion": " 3."},
+    "preference": {"id": "p", "prompt": "1 and 2?", "chosen": "It is 3.", "rejected": "It is 4.", "margin": 0.5},
+    "prompt": {"id": "q", "prompt": "1 and 2?", "verifier": "last_number", "answer": "3"},
+    "events": {"member": "m", "id": "e", "events": [{"item": "film-3", "action": "play", "timestamp": 1700000000}]},
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+@pytest.mark.parametrize("ingested", [False, True])
+def test_every_kind_of_example_is_shown(
+    kind: str, ingested: bool, model: Path, tmp_path: Path, fresh_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The completion and the end of text; the answers of a pair, one after the other; a prompt and what it is judged by; events
+    as they are. An ingested data set says of itself which kind it holds."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps(OTHER_KINDS[kind]) + "\n", encoding="utf-8")
+    flags = ["--kind", kind]
+    if ingested:
+        with stage_artifact(tmp_path / "data", "dataset") as staged:
+            ingest_dataset(data, staged, config=RowsConfig(kind=kind))
+        data, flags = tmp_path / "data", []
+    (row,) = _encoded(data, model, tmp_path / "x.jsonl", *flags)
+    assert row["row_id"] == OTHER_KINDS[kind]["id"] and row["place"] == "rows.jsonl:1"
+    parts = [row[name] for name in ("chosen", "rejected") if name in row] or [row]
+    trained = [run["text"] for part in parts for run in part.get("trained", [])]
+    assert (
+        trained
+        == {
+            "completion": [" 3.<|im_end|>"],
+            "preference": ["It is 3.<|im_end|>", "It is 4.<|im_end|>"],
+            "prompt": [],
+            "events": [],
+        }[kind]
+    )
+    assert all(len(part["token_ids"]) == len(part["loss_mask"]) for part in parts if "token_ids" in part)
+    assert row.get("margin") == OTHER_KINDS[kind].get("margin")
+    assert ("verifier" in row, "events" in row) == (kind == "prompt", kind == "events")
+    assert main(["show", "--data", str(data), "--model", str(model), *flags]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"⟦{text}⟧" in shown for text in trained)
+    assert ("2023-11-14 22:13:20+00:00 play film-3" in shown) == (kind == "events")
+    assert main(["show", "--data", str(data), "--model", str(model), *flags, "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count('class="trained"') == len(trained) and ("film-3" in page) == (kind == "events")
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
-from lib.config.quality import CleanConfig, SplitConfig
+from lib.config.data import DataConfig
+from lib.config.quality import CleanConfig, PreviewConfig, SplitConfig
 from lib.core.errors import DataError
 from lib.core.examples import Conversation
 from lib.data.table import ExampleTable
 from tasks.artifacts import DatasetFolder
-from tasks.ingest import ingest
 from tasks.quality import check_data, clean_data, decontaminate, split_data
 from tasks.sources import RawDataSource
+from tests.tiny import tiny_tokenizer
 from workflows.data import data
+from workflows.ingest import ingest
 
 
 def _rows(questions: list[str]) -> list[dict[str, Any]]:
@@ -45,7 +47,7 @@ def files(fresh_home: Path, tmp_path: Path) -> tuple[Path, Path]:
     return _write(tmp_path / "rows.jsonl", rows), _write(tmp_path / "benchmarks.jsonl", benchmarks)
 
 
-def test_every_row_is_on_one_side_or_left_out_for_a_reason(files: tuple[Path, Path]) -> None:
+def test_every_row_is_on_one_side_or_left_out_for_a_reason(files: tuple[Path, Path], tmp_path: Path) -> None:
     """[A14] [I8] 71 rows: 10 are repeated, 3 are benchmark rows, 58 are divided. Lineage leads from each to what it is of."""
     ingested = ingest(source=RawDataSource(str(files[0])))
     benchmarks = ingest(source=RawDataSource(str(files[1])))
@@ -71,9 +73,22 @@ def test_every_row_is_on_one_side_or_left_out_for_a_reason(files: tuple[Path, Pa
     assert sorted(train + held_out) == sorted(_ids(apart)) and not set(train) & set(held_out)
     assert len(train) > len(held_out) > 5
 
-    outputs = data(source=str(files[0]), benchmarks=str(files[1]), split=SplitConfig(evaluation_fraction=0.3))
+    inputs = {"source": str(files[0]), "benchmarks": str(files[1]), "tokenizer": str(tiny_tokenizer(tmp_path / "tokenizer"))}
+    preview = PreviewConfig(sequence_length=512, packed_rows=16, data=DataConfig(num_streams=4))
+    outputs = data(**inputs, split=SplitConfig(evaluation_fraction=0.3), preview=preview)
     assert (outputs.train.digest, outputs.evaluation.digest) == (sides.train.digest, sides.evaluation.digest)
     assert outputs.report.digest == report.digest
+    assert outputs.page.manifest().lineage.keys() == {"train", "evaluation", "quality", "tokenizer"}
+    summary = json.loads((outputs.page.open() / "summary.json").read_text(encoding="utf-8"))
+    assert summary["rows"] == {
+        "Read": 71,
+        "Checked": 71,
+        "Without duplicates": 61,
+        "Without benchmark rows": 58,
+        "For training": len(train),
+        "Held out": len(held_out),
+    }
+    assert summary["packing"]["rows"] == 16 and summary["formats"] == ["The tokenizer's chat template"]
 
 
 def test_a_split_survives_new_rows(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from flytekit.core.data_persistence import FileAccessProvider
 from flytekit.core.type_engine import TypeEngine
 
 from lib.core.errors import UserError
-from tasks.ingest import ingest
 from tasks.sources import ModelSource, ModelSourceFolder, RawData, RawDataSource
 from tests.s3_server import s3_server
+from workflows.ingest import ingest
 
 
 def test_the_key_is_the_content_and_not_the_place(tmp_path: Path) -> None:

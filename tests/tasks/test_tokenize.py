@@ -9,20 +9,17 @@ import pytest
 from lib.config.data import DataConfig
 from lib.core.codehash import reachable_modules
 from lib.core.errors import ConfigError
-from lib.core.examples import Conversation
-from lib.data.examples import open_examples
-from lib.data.mixture import OWN_DATA
-from lib.data.shuffle import ExampleSource
-from lib.data.stream import Encoding, PackedStream
-from lib.data.tokenize import open_tokenized
+from lib.data.feed import ChatFeed
+from lib.data.stream import Share
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
+from tasks.artifact_type import Artifact
 from tasks.artifacts import DatasetFolder, ModelFolder, TokenizerFolder
-from tasks.ingest import ingest
 from tasks.sources import RawDataSource
 from tasks.tokenize import take_tokenizer, tokenize
 from tests.conftest import REPOSITORY
 from tests.tiny import CHATML_TEMPLATE, tiny_tokenizer
+from workflows.ingest import ingest
 
 CONFIG = DataConfig(num_streams=4, open_packs=4)
 
@@ -49,8 +46,9 @@ def _tokenizer(folder: Path, weights: str = "w", **changes: str) -> TokenizerFol
     return take_tokenizer(model=model)
 
 
-def _batches(source: ExampleSource, encoding: Encoding) -> list[Any]:
-    stream = PackedStream({OWN_DATA: source}, encoding, CONFIG, sequence_length=128, rows_per_step=4)
+def _batches(data: Artifact, tokenizer: TokenizerFolder, config: DataConfig = CONFIG) -> list[Any]:
+    encoder = ChatEncoder.of(Tokenizer.load(tokenizer.open()), config)
+    (stream,) = ChatFeed(config, str(data.open()), str(tokenizer.open()), 128, 4).streams(encoder, [Share()])
     rows = [row for _ in range(12) for row in stream.next_step().rows]
     return [
         [
@@ -64,12 +62,9 @@ def _batches(source: ExampleSource, encoding: Encoding) -> list[Any]:
 def test_tokenised_batches_are_those_of_the_fly(fresh_home: Path, tmp_path: Path) -> None:
     """48 packed rows over several epochs: the same documents, tokens, masks and weights in the same order."""
     data, tokenizer = _data(tmp_path / "rows.jsonl"), _tokenizer(tmp_path)
-    tokens = tokenize(data=data, tokenizer=tokenizer, config=CONFIG)
+    tokens = tokenize(data=data, tokenizer=tokenizer, config=CONFIG.chat)
     assert tokens.manifest().lineage == {"data": data.digest, "tokenizer": tokenizer.digest}
-    stored = open_tokenized(tokens.open(), tokenizer.open(), CONFIG)
-    encoder = ChatEncoder.of(Tokenizer.load(tokenizer.open()), CONFIG)
-    fresh = open_examples(data.open(), Conversation, kind="conversation")
-    assert _batches(stored, stored.encoding) == _batches(fresh, Encoding.of_chat(encoder))
+    assert _batches(tokens, tokenizer) == _batches(data, tokenizer)
 
 
 def test_whatever_decides_tokens_decides_the_artifact(fresh_home: Path, tmp_path: Path) -> None:
@@ -80,18 +75,18 @@ def test_whatever_decides_tokens_decides_the_artifact(fresh_home: Path, tmp_path
     padded = _tokenizer(tmp_path, pad_token="<|endoftext|>")
     assert _tokenizer(tmp_path, weights="others").digest == tokenizer.digest
     last = CONFIG.model_copy(update={"train_on": "last_assistant_turn"})
-    base = tokenize(data=data, tokenizer=tokenizer, config=CONFIG)
+    base = tokenize(data=data, tokenizer=tokenizer, config=CONFIG.chat)
     made = [
-        tokenize(data=data, tokenizer=other, config=CONFIG),
-        tokenize(data=data, tokenizer=padded, config=CONFIG),
-        tokenize(data=data, tokenizer=tokenizer, config=last),
-        tokenize(data=_data(tmp_path / "more.jsonl", 31), tokenizer=tokenizer, config=CONFIG),
+        tokenize(data=data, tokenizer=other, config=CONFIG.chat),
+        tokenize(data=data, tokenizer=padded, config=CONFIG.chat),
+        tokenize(data=data, tokenizer=tokenizer, config=last.chat),
+        tokenize(data=_data(tmp_path / "more.jsonl", 31), tokenizer=tokenizer, config=CONFIG.chat),
     ]
     assert len({base.digest, *(tokens.digest for tokens in made)}) == 5
-    packed_otherwise = CONFIG.model_copy(update={"open_packs": 8, "seed": 3})
-    assert tokenize(data=data, tokenizer=tokenizer, config=packed_otherwise).digest == base.digest
+    packed_otherwise = DataConfig(num_streams=8, open_packs=8, seed=3, shuffle_rows=1)
+    assert packed_otherwise.chat == CONFIG.chat
     reached = reachable_modules(REPOSITORY, {"lib.data.tokenize"})
     assert {"lib.data.tokenized", "lib.tokens.chat", "lib.tokens.tokenizer", "lib.tokens.rules"} <= reached
     for files, config, what in ((other, CONFIG, "tokenizer"), (tokenizer, last, "train_on")):
         with pytest.raises(ConfigError, match=f"tokenised otherwise \\({what} was"):
-            open_tokenized(base.open(), files.open(), config)
+            _batches(base, files, config)

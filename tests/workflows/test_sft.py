@@ -18,6 +18,7 @@ from tests.tiny import VOCAB_SIZE, tiny_tokenizer
 from workflows.sft import sft
 
 STEPS = 6
+INGESTED = ("ingest_shard", "merge_shards")
 CONFIG = SftConfig.parse(
     {
         "data": {"num_streams": 4, "open_packs": 2},
@@ -135,4 +136,4 @@ def test_an_unchanged_rerun_executes_nothing_and_a_change_only_what_it_touches(
         sft(**{**inputs, "sequence_length": 8})
     events = _events(ledger)
     assert events[0] == ("executed", "check_job")
-    assert events[1:] == [("cached", task) for task in ("ingest", "ingest", "prepare_model", "verify_model", "evaluate")]
+    assert events[1:] == [("cached", task) for task in (*INGESTED, *INGESTED, "prepare_model", "verify_model", "evaluate")]

@@ -11,7 +11,7 @@ from lib.core.manifest import canonical_json
 from lib.data.quality.clean import Choice, find_contaminated, find_duplicates, held_out, read_all
 from lib.data.quality.report import REPORT_NAME, check_rows
 from lib.data.quality.subset import write_subset
-from lib.data.schemas.arrow import KIND_OF
+from lib.data.schemas.arrow import TYPE_OF
 from lib.data.table import ExampleTable
 
 Progress = Callable[[int], None]
@@ -66,10 +66,9 @@ def open_rows(folder: Path) -> ExampleTable[Any]:
         DataError: the artifact is no data set.
     """
     found = read_manifest(folder).meta.get("format")
-    types = {kind: row_type for row_type, kind in KIND_OF.items()}
-    if found not in types:
+    if found not in TYPE_OF:
         raise DataError(f"{folder}: no data set of examples, but {found!r}; ingest the rows first")
-    return ExampleTable.open(folder, types[found])
+    return ExampleTable.open(folder, TYPE_OF[found])
 
 
 def _write_chosen(folder: Path, choice: Choice, staged: Staged) -> None:

@@ -49,6 +49,7 @@ KIND_OF: dict[type, str] = {
     Prompt: "prompt",
     EventSequence: "events",
 }
+TYPE_OF = {kind: row_type for row_type, kind in KIND_OF.items()}
 _FIELDS: dict[str, list[pa.Field]] = {
     "conversation": [_list("messages", MESSAGE), _text("answer", optional=True), _list("tools", pa.string())],
     "completion": [_text("prompt"), _text("completion"), _text("answer", optional=True)],

@@ -14,7 +14,7 @@ from lib.core.errors import ConfigError
         ([{"name": "a"}, {"name": "a", "location": "x"}], "two sources of the name 'a'"),
         ([{"name": "a"}, {"name": "b"}], "own data .* twice"),
         ([{"name": "a", "max_epochs": 1}, {"name": "b", "location": "x", "max_rows": 5}], "every source .* leave one without"),
-        ([{"name": "a", "weight": 1.0, "schedule": [{"step": 0, "weight": 1.0}]}], "both weight and schedule"),
+        ([{"name": "a", "weight": 2.0, "schedule": [{"step": 0, "weight": 1.0}]}], "both weight and schedule"),
         ([{"name": "a", "schedule": [{"step": 5, "weight": 1.0}, {"step": 5, "weight": 2.0}]}], "must rise"),
         ([{"name": "a", "schedule": [{"step": 0, "weight": 0.0}]}], "weight 0 at every step"),
         (

@@ -36,7 +36,7 @@ ENCODING = Encoding(_weighted, {"tokenizer": "numbers"})
 def _written(source: MemorySource, folder: Path) -> TokenizedExamples:
     with stage_artifact(folder, "dataset") as staged:
         rows = {split: write_split(source, split, ENCODING, staged.path) for split in reversed(range(source.num_splits))}
-        finish(staged, source, ENCODING, [rows[split] for split in range(source.num_splits)])
+        finish(staged, source, ENCODING, [rows[split] for split in range(source.num_splits)], {})
     return TokenizedExamples.open(folder)
 
 
@@ -85,7 +85,7 @@ def test_a_missing_split_and_other_artifacts_are_refused(tmp_path: Path) -> None
         for split in (0, 1, 3, 4):
             write_split(source, split, ENCODING, staged.path)
         assert not (staged.path / split_name(2)).exists()
-        finish(staged, source, ENCODING, SIZES)
+        finish(staged, source, ENCODING, SIZES, {})
     with stage_artifact(tmp_path / "b", "dataset") as staged:
         (staged.path / "x").write_text("x")
     with pytest.raises(DataError, match="expected tokenised rows"):

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lib.core.errors import ConfigError, DataError, InfraError, ModelError, NonF
 from lib.core.examples import Conversation
 from lib.core.manifest import Manifest
 from lib.data.examples import open_examples
+from lib.data.tokenize import tokenize_conversations
 from lib.recipes.sft import run_identity
 from lib.train.lock import run_lock
 from tests.lib.recipes.conftest import Inputs, Shown, job, metrics, train
@@ -193,6 +195,16 @@ def test_background_workers_change_no_step(uninterrupted: tuple[Path, Manifest],
     for name, change in {"process": {"worker_kind": "process"}, "threads": {"workers": 2}}.items():
         train(inputs, job(data=change), tmp_path, run=f"run-{name}", name=name)
         assert metrics(tmp_path / name) == metrics(uninterrupted[0] / "checkpoint")
+
+
+def test_tokenised_rows_train_the_same(uninterrupted: tuple[Path, Manifest], inputs: Inputs, tmp_path: Path) -> None:
+    """The metrics of every step and the page's previews are those of rows that are tokenised on the way."""
+    with stage_artifact(tmp_path / "tokens", "tokenized_dataset") as staged:
+        tokenize_conversations(inputs.data, inputs.model, job().config.data.chat, staged, lambda _: None)
+    train(replace(inputs, data=tmp_path / "tokens"), job(), tmp_path)
+    assert metrics(tmp_path / "checkpoint") == metrics(uninterrupted[0] / "checkpoint")
+    shown = [json.loads((root / "checkpoint" / "train_report.json").read_text()) for root in (tmp_path, uninterrupted[0])]
+    assert shown[0]["mask_preview_html"] == shown[1]["mask_preview_html"]
 
 
 def test_a_mixture_is_trained_and_its_shares_are_reported(inputs: Inputs, tmp_path: Path) -> None:

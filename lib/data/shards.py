@@ -1,0 +1,87 @@
+"""A source cut into shards, so that each is ingested on its own."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from lib.config.rows import RowsConfig
+from lib.data.rows import settled
+from lib.data.shard import ShardFile, SourceShard
+from lib.data.sources import FileSource
+from lib.data.sources_listing import SourceFile, filesystem_at
+
+SHARD_BYTES = 512 << 20
+"""A shard has about so many at most, of files as they are stored; a quarter of it makes a shard of its own."""
+MAX_SHARDS = 1000
+"""More data makes larger shards instead."""
+
+
+def plan_shards(source: FileSource, title: str, config: RowsConfig, shard_bytes: int = SHARD_BYTES) -> list[SourceShard]:
+    """Cut a source into shards of about `shard_bytes`; a small one is one shard.
+
+    Files that are added change the shards around them, and only those: where a shard ends is decided by the files in it.
+
+    Args:
+        title: what errors call the source.
+    Raises:
+        DataError: no rows, or of no known layout.
+    """
+    rows = settled(config, source, title)
+    if rows.kind != "prompt":
+        rows = rows.model_copy(update={"verifiers": ()})  # so that a new reward changes no other rows' shards
+    while sum(file.size_bytes for file in source.files) > shard_bytes * MAX_SHARDS:
+        shard_bytes *= 2
+    parts = list(_parts(source, shard_bytes))
+    return [
+        SourceShard(
+            source=title,
+            number=number,
+            num_shards=len(parts),
+            files=tuple(map(_recorded, files)),
+            first=first,
+            stop=stop,
+            rows=rows,
+        )
+        for number, (files, first, stop) in enumerate(parts, start=1)
+    ]
+
+
+def open_shard(shard: SourceShard) -> FileSource:
+    """The rows of a shard, wherever it was planned.
+
+    Raises:
+        DataError: a file is damaged. One that was altered since is refused when it is read.
+    """
+    files = [SourceFile(**dict(file), filesystem=filesystem_at(file.opened_by)[0]) for file in shard.files]
+    return FileSource(files, first=shard.first, stop=shard.stop)
+
+
+def _parts(source: FileSource, shard_bytes: int) -> Iterator[tuple[Sequence[SourceFile], int, int]]:
+    """(files, first, stop) of each shard: small files together, a large one in several ranges of its splits."""
+    group: list[SourceFile] = []
+    num_splits, num_bytes = 0, 0
+    for file, count in zip(source.files, source.num_splits_of):
+        pieces = min(count, round(file.size_bytes / shard_bytes))
+        if group and (pieces > 1 or num_bytes + file.size_bytes > shard_bytes):
+            yield group, 0, num_splits
+            group, num_splits, num_bytes = [], 0, 0
+        if pieces > 1:
+            for number in range(pieces):
+                yield [file], number * count // pieces, (number + 1) * count // pieces
+            continue
+        group.append(file)
+        num_splits, num_bytes = num_splits + count, num_bytes + file.size_bytes
+        if num_bytes >= shard_bytes // 4 and _is_last(file.name):
+            yield group, 0, num_splits
+            group, num_splits, num_bytes = [], 0, 0
+    if group:
+        yield group, 0, num_splits
+
+
+def _is_last(name: str) -> bool:
+    """Whether a shard that is large enough ends with this file; so for one file of four, whatever files are around it."""
+    return hashlib.blake2b(name.encode(), digest_size=1).digest()[0] % 4 == 0
+
+
+def _recorded(file: SourceFile) -> ShardFile:
+    names = ("name", "opened_by", "path", "size_bytes", "stamp", "guard", "format", "compression")
+    return ShardFile(**{name: getattr(file, name) for name in names})
