@@ -2,14 +2,15 @@
 
 `python -m benchmarks step [--rounds 2] [--tokens 4096] [--row 512] [--trl-steps 4]`
 
-One factor at a time: ours and transformers (`hf`), each packed and padded (8 documents padded to the longest), in float32 and
-in bfloat16; all four project trained positions only. `plain_loop` is what most people write: padded, all logits, the model's
-own loss. `trl_packed` is TRL's SFTTrainer with bfd packing and its padding-free batches, its own steps timed by a callback.
+One factor at a time: ours and transformers (`hf`), each packed (4 rows a micro-batch) and padded (8 documents padded to the
+longest), in float32 and in bfloat16; all four project trained positions only. `plain_loop` is what most people write: padded,
+all logits, one loss over them. `trl_packed` is TRL's SFTTrainer with bfd packing and its padding-free batches, its own steps timed by a callback.
 Useful tokens are those that are no padding; the losses of all variants of a dtype agree or the benchmark stops. A random
 Llama of 31 M weights; half of each document is trained.
 """
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -47,7 +48,7 @@ CONFIG = {
     "tie_word_embeddings": True,
 }
 TOKENIZER = Path(".quickstart/smollm2")
-PADDED_ROWS = 8
+PADDED_ROWS, PACKED_ROWS = 8, 4
 PAD_ID = 2
 MAX_GRAD_NORM, LEARNING_RATE = 1.0, 1e-5
 TARGETS = {
@@ -78,8 +79,10 @@ def packed_rows(documents: Sequence[Document], row: int) -> list[PackedRow]:
 
 
 def packed(documents: Sequence[Document], row: int) -> list[MicroBatch]:
-    """One row a micro-batch."""
-    return [MicroBatch.of(collate([one], row, PAD_ID)) for one in packed_rows(documents, row)]
+    """Four rows a micro-batch."""
+    rows = packed_rows(documents, row)
+    groups = [rows[start : start + PACKED_ROWS] for start in range(0, len(rows), PACKED_ROWS)]
+    return [MicroBatch.of(collate(group, row, PAD_ID)) for group in groups]
 
 
 def padded(documents: Sequence[Document]) -> list[MicroBatch]:
@@ -175,8 +178,8 @@ def trl_tokens_per_second(folder: Path, documents: Sequence[Document], options: 
             packing_strategy="bfd",
             max_length=options.row,
             shuffle_dataset=False,
-            per_device_train_batch_size=1,
-            gradient_accumulation_steps=len(rows),
+            per_device_train_batch_size=PACKED_ROWS,
+            gradient_accumulation_steps=math.ceil(len(rows) / PACKED_ROWS),
             gradient_checkpointing=False,
             max_steps=options.trl_steps,
             learning_rate=LEARNING_RATE,
