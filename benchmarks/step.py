@@ -4,9 +4,9 @@
 
 One factor at a time: ours and transformers (`hf`), each packed (4 rows a micro-batch) and padded (8 documents padded to the
 longest), in float32 and in bfloat16; all four project trained positions only. `plain_loop` is what most people write: padded,
-all logits, one loss over them. `trl_packed` is TRL's SFTTrainer with bfd packing and its padding-free batches, its own steps timed by a callback.
-Useful tokens are those that are no padding; the losses of all variants of a dtype agree or the benchmark stops. A random
-Llama of 31 M weights; half of each document is trained.
+all logits, one loss over them. `trl_packed` is TRL's SFTTrainer with bfd packing and its padding-free batches, its own steps
+timed by a callback. Useful tokens are those that are no padding; the losses of all variants of a dtype agree or the benchmark
+stops. A random Llama of 31 M weights; half of each document is trained.
 """
 
 import argparse
