@@ -20,6 +20,8 @@ DOORS = {
 """Library -> the only files that may import it (benchmarks race peers, so they are free)."""
 PICKLES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 PICKLING_CALLS = {"torch.load", "torch.save", "numpy.load", "np.load", "joblib.load"}
+RACED = {"benchmarks/checkpoint.py": {"torch.save", "torch.load"}}
+"""Pickling calls that are a race's peer, on a file of their own."""
 
 
 def _name(path: Path) -> str:
@@ -58,7 +60,8 @@ def test_nothing_pickles_shells_out_or_runs_foreign_code(path: Path) -> None:
         called = ast.unparse(node.func)
         keywords = {keyword.arg: keyword.value for keyword in node.keywords}
         where = f"{_name(path)}:{node.lineno}: {called}"
-        assert called not in PICKLING_CALLS | {"eval", "exec", "os.system", "os.popen"}, where
+        refused = PICKLING_CALLS - RACED.get(_name(path), set()) | {"eval", "exec", "os.system", "os.popen"}
+        assert called not in refused, where
         if called in {"yaml.load", "yaml.load_all"}:
             assert "Loader" in keywords, where
             loader = ast.unparse(keywords["Loader"])
