@@ -27,13 +27,15 @@ from lib.core.artifact import read_manifest, stage_artifact
 from lib.core.errors import PostflyteError
 from lib.data.rows import ingest_dataset
 from lib.models.admit import admit_model
-from lib.models.hf_io import read_spec
+from lib.models.decoder import Decoder
+from lib.models.hf_io import load_full, read_spec
 from lib.models.verify import build_logit_report, read_logit_report, write_logit_report
 from lib.models.verify_configs import DRAWS, randomise
 from lib.recipes.sft import run_sft
-from lib.recipes.verify_model import check_model
+from lib.recipes.verify_model import LOGPROB_LIMIT, check_model
 from lib.tokens.tokenizer import Tokenizer
 from lib.train.meters import METRICS_NAME, read_rows
+from tests.adapter_engine import engine_difference
 from tests.lib.models.adapters import all_targets
 
 ASSETS = Path(".quickstart")
@@ -135,9 +137,23 @@ def run_family(family: str, root: Path, steps: int, *, what: str) -> dict[str, A
     check = check_model(root / "checkpoint" / "hf", root / "export", group_factory=LocalGroup, num_configs=0)
     found = {**check.to_json(), "steps": steps, "loss_first": losses[0], "loss_last": losses[-1]}
     if lora is not None:
-        found["adapter_logit_diff"] = adapter_difference(root / "model", root / "checkpoint")
-        if not found["adapter_logit_diff"] <= ADAPTER_LIMIT:
-            found["problems"] = [*found["problems"], f"the adapter's logits differ from the merged weights' > {ADAPTER_LIMIT}"]
+        found |= {"problems": list(check.problems), **check_adapter(root / "model", root / "checkpoint", lora)}
+        for figure, limit in (("adapter_logit_diff", ADAPTER_LIMIT), ("vllm_adapter_diff", LOGPROB_LIMIT)):
+            if not found.get(figure, 0.0) <= limit:
+                found["problems"].append(f"{figure} is {found[figure]:.3g} > {limit}")
+    return found
+
+
+def check_adapter(model: Path, checkpoint: Path, lora: LoraConfig) -> dict[str, float]:
+    """The adapter on its base against the merged weights: in transformers and peft, and in vLLM, which on CPU has no adapters
+    of experts."""
+    found = {"adapter_logit_diff": adapter_difference(model, checkpoint)}
+    spec = read_spec(model)[1]
+    if spec.moe is None:
+        with torch.device("meta"):
+            decoder = Decoder(spec)
+        load_full(decoder, checkpoint / "hf")
+        found["vllm_adapter_diff"] = engine_difference(decoder, model, checkpoint / "adapter", max_rank=lora.rank)
     return found
 
 
