@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from lib.core.examples import Encoded
-from lib.data.batch import IGNORE_INDEX, Document, PackedRow, collate
+from lib.data.batch import IGNORE_INDEX, Document, PackedBatch, PackedRow, collate
 from lib.losses.cross_entropy import token_logprobs
 from lib.models.decoder import Decoder
+from lib.models.hf_fallback import FallbackModel
 from lib.models.layers.documents import DocumentLayout
 
 CHUNK_TOKENS = 1024
@@ -16,7 +17,7 @@ CHUNK_TOKENS = 1024
 
 @torch.no_grad()
 def row_losses(
-    decoder: Decoder,
+    decoder: Decoder | FallbackModel,
     rows: Sequence[Encoded],
     *,
     tokens_per_pack: int,
@@ -32,22 +33,10 @@ def row_losses(
         tokens_per_pack: rows are packed in order up to this; a longer row has a pack of its own.
         on_rows: called with the number of rows done since the last call.
     """
-    device = decoder.head_weight.device
     found: list[tuple[float, int]] = []
     for pack in _packs(rows, tokens_per_pack):
         batch = collate([pack], pack.num_tokens, pad_id)
-        layout = DocumentLayout.from_document_ids(batch.document_ids.to(device))
-        hidden_BTD = decoder(batch.token_ids.to(device), batch.positions.to(device), layout)
-        logprobs_N = token_logprobs(
-            hidden_BTD,
-            decoder.head_weight,
-            batch.labels.to(device),
-            CHUNK_TOKENS,
-            vocab_size=decoder.spec.vocab_size,
-            softcap=decoder.spec.logit_softcap,
-            adapter=decoder.head_adapter(hidden_BTD),
-        )
-        logprobs_N = logprobs_N.double().cpu()
+        logprobs_N = _logprobs(decoder, batch).double().cpu()
         document_of_N = batch.document_ids[batch.labels != IGNORE_INDEX]
         for number in range(len(pack.documents)):
             own = logprobs_N[document_of_N == number]
@@ -55,6 +44,26 @@ def row_losses(
         if on_rows is not None:
             on_rows(len(pack.documents))
     return found
+
+
+def _logprobs(decoder: Decoder | FallbackModel, batch: PackedBatch) -> torch.Tensor:
+    """[N] of the labels, in order."""
+    device = next(decoder.parameters()).device
+    layout = DocumentLayout.from_document_ids(batch.document_ids.to(device))
+    labels_BT = batch.labels.to(device)
+    found = decoder(batch.token_ids.to(device), batch.positions.to(device), layout)
+    if isinstance(decoder, FallbackModel):
+        kept_BT = labels_BT != IGNORE_INDEX
+        return found[kept_BT].float().log_softmax(-1).gather(-1, labels_BT[kept_BT][:, None])[:, 0]
+    return token_logprobs(
+        found,
+        decoder.head_weight,
+        labels_BT,
+        CHUNK_TOKENS,
+        vocab_size=decoder.spec.vocab_size,
+        softcap=decoder.spec.logit_softcap,
+        adapter=decoder.head_adapter(found),
+    )
 
 
 def _packs(rows: Sequence[Encoded], tokens_per_pack: int) -> Iterator[PackedRow]:

@@ -11,6 +11,7 @@ from lib.core.errors import GenerationError, WorkerDiedError
 from lib.core.examples import Encoded
 from lib.evals.loss import row_losses
 from lib.models.decoder import Decoder
+from lib.models.hf_fallback import FallbackModel, is_fallback, load_fallback
 from lib.models.hf_io import load_full, read_spec
 from lib.rollout.engine import Generator, OnFinished
 from lib.rollout.types import Generation, SamplingParams
@@ -94,10 +95,13 @@ class LossWorker(Worker):
 
         rows: plain `Encoded`s.
         """
-        _, spec = read_spec(folder)
-        with torch.device("meta"):
-            decoder = Decoder(spec)
-        load_full(decoder, folder, torch.float32)
+        decoder: Decoder | FallbackModel
+        if is_fallback(folder):
+            decoder, tokens_per_pack = load_fallback(folder), 1  # each row alone, since packing may not be proven
+        else:
+            with torch.device("meta"):
+                decoder = Decoder(read_spec(folder)[1])
+            load_full(decoder, folder, torch.float32)
         decoder.to(self.info.device).eval()
         found = row_losses(
             decoder,

@@ -9,7 +9,9 @@ from lib.core.artifact import STAGING_PREFIX, Staged, link_or_copy
 from lib.core.errors import ModelError
 from lib.models.head_io import read_heads
 from lib.models.hf_export import HEAD_FILES
+from lib.models.hf_fallback import FAMILY, check_fallback, is_fallback
 from lib.models.hf_io import CheckpointReader, checked_weight_map, read_json, read_spec
+from lib.models.spec import DecoderSpec
 from lib.models.vocabulary import extend_model
 from lib.tokens.rules import RULES_FILE
 from lib.tokens.tokenizer import Tokenizer
@@ -33,6 +35,8 @@ def prepare_model(source: Path, vocabulary: VocabularyConfig, staged: Staged, *,
     if vocabulary.is_empty:
         admit_model(source, staged)
         return
+    if is_fallback(source):
+        raise ModelError(f"{source}: its model_type is of no family here, so no tokens can be added; leave vocabulary out")
     with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=staged.path.parent) as extended:
         added = extend_model(source, vocabulary, Path(extended), vectors=vectors)
         admit_model(Path(extended), staged)
@@ -42,15 +46,14 @@ def prepare_model(source: Path, vocabulary: VocabularyConfig, staged: Staged, *,
 def admit_model(source: Path, staged: Staged) -> None:
     """Link the files of a Hugging Face model folder into a model artifact, after checking them.
 
-    Checked: a known family without remote code; safetensors with exactly the tensors that the config calls for; a
-    tokenizer that loads, comes back exactly from a round trip and fits the vocabulary; special ids inside it.
+    Checked: a known family, or a causal language model that transformers has, without remote code; safetensors with exactly
+    the tensors that the config calls for; a tokenizer that loads, comes back exactly from a round trip and fits the
+    vocabulary; special ids inside it.
 
     Raises:
         ModelError, TokenizerError: name the file, what is wrong with it, and the remedy.
     """
-    family, spec = read_spec(source)
-    weights = checked_weight_map(CheckpointReader(source), family, spec)
-    read_heads(source)
+    family, spec, num_tensors = _checked_model(source)
     tokenizer = Tokenizer.load(source)
     if tokenizer.vocab_size > spec.vocab_size:
         raise ModelError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids but the embedding {spec.vocab_size} rows")
@@ -63,8 +66,19 @@ def admit_model(source: Path, staged: Staged) -> None:
     for name in HEAD_FILES:
         if (source / name).is_file():
             link_or_copy((source / name).resolve(), staged.path / name)
-    staged.counts.update(parameters=spec.num_parameters, tensors=len(weights.stored_shapes()))
-    staged.meta.update(format="huggingface", family=family.name, tokenizer=tokenizer.digest)
+    staged.counts.update(parameters=spec.num_parameters, tensors=num_tensors)
+    staged.meta.update(format="huggingface", family=family, tokenizer=tokenizer.digest)
+
+
+def _checked_model(source: Path) -> tuple[str, DecoderSpec, int]:
+    """(name of the family, size, number of tensors)."""
+    reader = CheckpointReader(source)
+    if is_fallback(source):
+        return FAMILY, check_fallback(source), len(reader.names())
+    family, spec = read_spec(source)
+    weights = checked_weight_map(reader, family, spec)
+    read_heads(source)
+    return family.name, spec, len(weights.stored_shapes())
 
 
 def _check_special_ids(path: Path, vocab_size: int) -> None:

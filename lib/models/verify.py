@@ -97,6 +97,8 @@ class LogitReport(Frozen):
     limits: dict[str, float]
     problems: list[str]
     passed: bool
+    packing_problem: str = ""
+    """Why several documents in a row are not proven to be as alone; empty where they are."""
     model_digest: str = ""
     """Digest of the model artifact that was compared; filled in by who knows it."""
 
@@ -128,7 +130,7 @@ def build_logit_report(
             f"{folder}: a sequence classifier has no logits of tokens to compare; verify the model it was made from"
         )
     results = []
-    with _transformers_quiet():
+    with transformers_quiet():
         for index in range(num_configs):
             results.append(compare_random(random_case(family.name, seed, index), seed + index))
             if progress:
@@ -153,7 +155,7 @@ def build_logit_report(
 
 
 @contextmanager
-def _transformers_quiet() -> Iterator[None]:
+def transformers_quiet() -> Iterator[None]:
     """Without its advice on odd configurations, which are drawn on purpose, and its own bars beside ours."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -185,7 +187,7 @@ def compare_random(case: RandomCase, seed: int) -> CaseResult:
     """Compare a random model: logits, gradients, packing, and whether documents see each other."""
     generator = torch.Generator().manual_seed(seed)
     reference, decoder = random_model(case, generator)
-    documents = _random_documents(generator, decoder.spec.vocab_size, (1, 23, 37, 12, 8))
+    documents = random_documents(generator, decoder.spec.vocab_size, (1, 23, 37, 12, 8))
     reference_loss, ours_loss = torch.zeros(()), torch.zeros(())
     packed = _packed_logits(decoder, documents)
     expected = [reference(ids[None], use_cache=False).logits[0] for ids in documents]
@@ -215,7 +217,7 @@ def compare_checkpoint(folder: Path, seed: int) -> CaseResult:
     tokenizer = Tokenizer.load(folder)
     generator = torch.Generator().manual_seed(seed)
     texts = [torch.tensor(tokenizer.encode(text)) for text in PROBE_TEXTS]
-    documents = [*_random_documents(generator, min(spec.vocab_size, tokenizer.vocab_size), (24,)), *texts]
+    documents = [*random_documents(generator, min(spec.vocab_size, tokenizer.vocab_size), (24,)), *texts]
     reference = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
     ).eval()
@@ -293,7 +295,7 @@ def _count_leaks(decoder: Decoder, documents: list[torch.Tensor], packed: list[t
     return sum(int((before != after).sum()) for before, after in list(zip(packed, again))[::2])
 
 
-def _random_documents(generator: torch.Generator, vocab_size: int, lengths: tuple[int, ...]) -> list[torch.Tensor]:
+def random_documents(generator: torch.Generator, vocab_size: int, lengths: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.randint(vocab_size, (length,), generator=generator) for length in lengths]
 
 

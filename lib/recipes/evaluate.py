@@ -17,7 +17,7 @@ from lib.data.table import ExampleTable
 from lib.evals.generation import answerable, encoded_rows, prompts_of, score_rows
 from lib.evals.report import EvalReport, EvalRow, wilson_interval
 from lib.evals.workers import EnginePool, EngineWorker, LossWorker
-from lib.models.hf_io import read_spec
+from lib.models.hf_fallback import read_size
 from lib.rewards.catalogue import REWARDS
 from lib.rollout.engine import engine_environment
 from lib.rollout.types import Generation, SamplingParams
@@ -56,7 +56,7 @@ def run_evaluation(
     asked = answerable(rows, config.verifier)
     encoder = chat_encoder(model_dir, config)
     tokenizer = encoder.tokenizer
-    max_positions = read_spec(model_dir)[1].max_positions
+    max_positions = read_size(model_dir).max_positions
     prompts = prompts_of(asked, encoder, config.max_new_tokens, max_positions)
     encoded = encoded_rows(rows, encoder, max_positions)
     params = SamplingParams(max_new_tokens=config.max_new_tokens, stop_ids=encoder.stop_ids)

@@ -25,6 +25,7 @@ from lib.data.prefetch import Prefetcher
 from lib.data.stats import PackingReport, packing_report
 from lib.data.stream import StepRows, merge_states
 from lib.models.flops import FlopCounter
+from lib.models.hf_fallback import is_fallback
 from lib.models.hf_io import read_spec
 from lib.models.lora import num_trained
 from lib.models.peft_export import why_not_peft
@@ -33,6 +34,7 @@ from lib.parallel.reduce import all_reduce_sum, barrier
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 from lib.train.checkpoint import CheckpointStore, checkpoint_folder, load_state, read_values
+from lib.train.fallback import num_fallback_parameters
 from lib.train.journal import Journal
 from lib.train.lock import run_lock, worker_lock
 from lib.train.meters import METRICS_NAME, TIMINGS_NAME, StepWaits, peak_flops, read_rows, speed_summary
@@ -152,14 +154,14 @@ def run_sft(
         run_dir: the run's own folder; on several nodes, on a file system that all of them share.
         progress: called with the number of steps done and figures to show beside it (see lib/train/supervise.py `tell`).
     Raises:
-        ModelError: the logit report is of another model, or was not passed.
+        ModelError: the logit report is of another model, was not passed, or doesn't prove the packing that is asked for.
         ConfigError: the model doesn't have what LoRA shall adapt.
         RunInUseError: another live process trains in run_dir.
         NonFiniteLossError: names the step and its samples; earlier checkpoints are untouched.
         InfraError: the workers died too often, or a checkpoint couldn't be written.
     """
     model, data = verify(model_dir), read_manifest(data_dir)
-    _check_admitted(report, model.digest)
+    _check_admitted(report, model.digest, packing=job.config.data.packing)
     num_trained, why_no_adapter = _trained(job, model_dir)
     data_digest = _data_digest(job, data_dir, data.digest)
     identity = run_identity(job, model_digest=model.digest, data_digest=data_digest)
@@ -221,7 +223,7 @@ def _data_digest(job: SftJob, data_dir: Path, own_digest: str) -> str:
     return mixture_digest(open_mixture(job.config.data, data_dir, Conversation, kind="conversation"))
 
 
-def _check_admitted(report: LogitReport, model_digest: str) -> None:
+def _check_admitted(report: LogitReport, model_digest: str, *, packing: str) -> None:
     if report.model_digest != model_digest:
         raise ModelError(
             f"the logit report is of model {report.model_digest[:12] or 'unknown'}, the model to train is {model_digest[:12]}; "
@@ -230,11 +232,19 @@ def _check_admitted(report: LogitReport, model_digest: str) -> None:
     if not report.passed:
         problems = "; ".join(report.problems[:5]) or "no reason given"
         raise ModelError(f"model {model_digest[:12]} has not passed its logit report ({problems}); it must not be trained")
+    if packing == "pack" and report.packing_problem:
+        raise ModelError(
+            f"several documents in a row are not proven for model {model_digest[:12]} ({report.packing_problem}); set "
+            "config.data.packing: pad"
+        )
 
 
 def _trained(job: SftJob, model_dir: Path) -> tuple[int, str | None]:
     """(numbers that are trained, why their adapters can't be written for PEFT); refuses what the model doesn't have."""
-    lora, (_, spec) = job.config.model.lora, read_spec(model_dir)
+    lora = job.config.model.lora
+    if is_fallback(model_dir):
+        return num_fallback_parameters(model_dir, lora), None
+    _, spec = read_spec(model_dir)
     return num_trained(spec, lora), why_not_peft(lora, spec) if lora else None
 
 

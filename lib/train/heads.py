@@ -69,6 +69,7 @@ class HeadsLossModule(nn.Module):
                 vocab_size=decoder.spec.vocab_size,
                 softcap=decoder.spec.logit_softcap,
                 factors=target.factors,
+                adapter=decoder.head_adapter(hidden_BTD),
             ).total
         return totals
 

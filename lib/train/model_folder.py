@@ -1,6 +1,8 @@
 """A model between its folder and the ranks that train it: read sharded, written back whole."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from lib.config.parallel import ClusterShape
 from lib.core.errors import InfraError
 from lib.models.decoder import Decoder
 from lib.models.hf_export import write_hf_folder
+from lib.models.hf_fallback import is_fallback, write_fallback_folder
 from lib.models.hf_io import CheckpointReader, read_spec
 from lib.models.lora import put_adapters
 from lib.models.peft_export import why_not_peft, write_adapter
@@ -18,6 +21,7 @@ from lib.parallel.apply import shard_model
 from lib.parallel.load import full_tensors, load_sharded, trained_tensors
 from lib.parallel.mesh import build_mesh
 from lib.tokens.chat import ChatEncoder
+from lib.train.fallback import FallbackLossModule, fallback_tensors
 from lib.train.step import LossModule
 
 WEIGHTS, ADAPTER = "hf", "adapter"
@@ -25,13 +29,17 @@ WEIGHTS, ADAPTER = "hf", "adapter"
 
 def load_module(
     config: ModelConfig, shape: ClusterShape, model_dir: Path, device: torch.device, *, seed: int, fresh: bool
-) -> LossModule:
+) -> LossModule | FallbackLossModule:
     """The model on this rank. What a checkpoint doesn't hold is read from the model folder; unless `fresh`, the rest is still
     to be filled from one.
 
     Args:
         seed: of new adapters.
     """
+    if is_fallback(model_dir):
+        fallback = FallbackLossModule.load(model_dir, device)
+        shard_model(fallback, build_mesh(shape), config)
+        return fallback
     family, spec = read_spec(model_dir)
     with torch.device("meta"):
         decoder = Decoder(spec)
@@ -55,7 +63,9 @@ def _frozen_as_stored(decoder: Decoder, reader: CheckpointReader, weights: Weigh
             parameter.data = parameter.data.to(reader.dtype(weights.entries[name].names[0]))
 
 
-def write_module(module: LossModule, lora: LoraConfig | None, chat: ChatEncoder, folder: Path, *, rank: int) -> None:
+def write_module(
+    module: LossModule | FallbackLossModule, lora: LoraConfig | None, chat: ChatEncoder, folder: Path, *, rank: int
+) -> None:
     """Rank 0 writes folder/hf, the Hugging Face folder that the weights came from with adapters merged into them, and
     folder/adapter where there are adapters that PEFT can hold; the others lend their pieces.
 
@@ -64,18 +74,36 @@ def write_module(module: LossModule, lora: LoraConfig | None, chat: ChatEncoder,
     Raises:
         InfraError: the disk is full or failed.
     """
+    if isinstance(module, FallbackLossModule):
+        _write_fallback(module, chat, folder, rank=rank)
+        return
     has_adapter = lora is not None and why_not_peft(lora, module.decoder.spec) is None
     if rank:
         for tensors in (full_tensors(module), trained_tensors(module) if has_adapter else ()):
             for _ in tensors:
                 continue
         return
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / WEIGHTS).mkdir(parents=True)
+    with _fresh(folder):
         write_hf_folder(folder / WEIGHTS, full_tensors(module), chat.tokenizer.folder, chat=chat)
         if lora is not None and has_adapter:
             (folder / ADAPTER).mkdir()
             write_adapter(folder / ADAPTER, trained_tensors(module), lora, module.decoder.spec)
+
+
+def _write_fallback(module: FallbackLossModule, chat: ChatEncoder, folder: Path, *, rank: int) -> None:
+    """Rank 0 holds all of the weights before it writes them."""
+    kept = {name: tensor.cpu() for name, tensor in fallback_tensors(module) if rank == 0}
+    if rank == 0:
+        with _fresh(folder):
+            write_fallback_folder(folder / WEIGHTS, kept, chat.tokenizer.folder, chat=chat)
+
+
+@contextmanager
+def _fresh(folder: Path) -> Iterator[None]:
+    """An empty folder with a place for the weights; a disk that is full or fails is an InfraError."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / WEIGHTS).mkdir(parents=True)
+        yield
     except OSError as error:
         raise InfraError(f"{folder}: can't write the trained weights: {error}; free disk space there and run again") from error

@@ -1,0 +1,140 @@
+"""A model without family here: what transformers computes for a document alone is what it is trained on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from lib.config.vocabulary import VocabularyConfig
+from lib.core.artifact import read_manifest, stage_artifact
+from lib.core.errors import ModelError
+from lib.data.batch import IGNORE_INDEX
+from lib.models.admit import admit_model, prepare_model
+from lib.models.hf_fallback import (
+    check_fallback,
+    compare_documents,
+    is_fallback,
+    load_fallback,
+    lost_in_round_trip,
+    packing_problem,
+)
+from lib.models.layers.documents import DocumentLayout
+from lib.models.verify_fallback import verify_folder
+from lib.train.fallback import FallbackLossModule
+from tests.lib.models.checkpoints import family_model
+from tests.tiny import VOCAB_SIZE, tiny_tokenizer
+
+_SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "phi": _SMALL,
+    "cohere": _SMALL,
+    "mistral": {**_SMALL, "sliding_window": 8, "num_key_value_heads": 2},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+}
+PACKS = ("gpt2", "phi", "cohere")
+"""Those whose documents are the same packed as alone."""
+
+
+def fallback_model(folder: Path, kind: str, *, dtype: str = "float32") -> Path:
+    """A tiny random model of a type without family here, with the tiny tokenizer."""
+    tiny_tokenizer(folder)
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    config = AutoConfig.for_model(kind, vocab_size=VOCAB_SIZE, **special, **SIZES[kind])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            parameter.data += torch.randn_like(parameter) * 0.1
+    model.generation_config = GenerationConfig(**special)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("fallback")
+    return {kind: fallback_model(root / kind, kind) for kind in SIZES}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_model_without_family_is_admitted_by_its_documents(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """[B1] A document in a row of its own, padded, is as alone; no bit of it depends on other rows or on padding; no tensor is
+    lost on the way through. Several in a row are proven where they are the same, and the reason is given where not."""
+    with stage_artifact(tmp_path / "model", "model") as staged:
+        admit_model(folders[kind], staged)
+    assert read_manifest(tmp_path / "model").meta["family"] == "transformers"
+    report = verify_folder(tmp_path / "model")
+    assert report.passed, report.problems
+    assert report.family == "transformers" and report.packed_diff <= 1e-5
+    assert bool(report.packing_problem) == (kind not in PACKS), report.packing_problem
+
+
+def test_no_tokens_are_added_to_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no tokens can be added"), stage_artifact(tmp_path / "model", "model") as staged:
+        prepare_model(folders["phi"], VocabularyConfig(special=("<|a|>",)), staged)
+
+
+def test_windows_are_why_packing_is_not_proven(folders: dict[str, Path], tmp_path: Path) -> None:
+    """[B6] A mask of one's own takes the place of the window, which short documents don't show and long ones do."""
+    assert "sliding_window" in packing_problem(folders["mistral"])
+    assert "sliding_window" in packing_problem(family_model(tmp_path, "gpt_oss"))
+    model = load_fallback(folders["mistral"])
+    documents = [torch.randint(VOCAB_SIZE, (30,), generator=torch.Generator().manual_seed(number)) for number in range(3)]
+    assert compare_documents(model, documents, packed=False)[0] <= 1e-5
+    assert compare_documents(model, documents, packed=True)[0] > 1e-3
+    assert "positions" in packing_problem(folders["bloom"])
+
+
+@pytest.mark.parametrize("kind", ["phi", "cohere"])
+def test_the_loss_and_gradients_are_those_of_transformers(folders: dict[str, Path], kind: str) -> None:
+    """Two padded documents with weights 1: the sum that transformers' own labels give document by document. Heads with a bias
+    and scaled logits too, since the logits are its own."""
+    module = FallbackLossModule.load(folders[kind], torch.device("cpu"))
+    reference = AutoModelForCausalLM.from_pretrained(folders[kind], dtype=torch.float32).eval()
+    generator, lengths = torch.Generator().manual_seed(0), (9, 14)
+    token_ids, labels = torch.zeros(2, 14, dtype=torch.int64), torch.full((2, 14), IGNORE_INDEX)
+    positions, ids = torch.zeros(2, 14, dtype=torch.int64), torch.full((2, 14), -1)
+    expected = torch.zeros(())
+    for row, length in enumerate(lengths):
+        token_ids[row, :length] = torch.randint(VOCAB_SIZE, (length,), generator=generator)
+        labels[row, : length - 1] = token_ids[row, 1:length]
+        positions[row, :length], ids[row, :length] = torch.arange(length), 0
+        alone = token_ids[row : row + 1, :length].clone()
+        expected = expected + reference(alone, labels=alone, use_cache=False).loss * (length - 1)
+    total, _ = module(token_ids, positions, labels, DocumentLayout.from_document_ids(ids))
+    torch.autograd.backward([total, expected])
+    assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    for (name, ours), theirs in zip(module.decoder.model.named_parameters(), reference.parameters()):
+        assert ours.grad is not None and theirs.grad is not None
+        assert (ours.grad - theirs.grad).abs().max() <= 1e-5 * theirs.grad.abs().max().clamp(min=1.0), name
+
+
+def test_bfloat16_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
+    assert lost_in_round_trip(fallback_model(tmp_path, "gpt2", dtype="bfloat16")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}, "never done here"),
+        ({"architectures": ["GPT2DoubleHeadsModel"]}, "of no family here"),
+        ({"model_type": "unheard_of"}, "of no family here"),
+        ({"quantization_config": {"bits": 4}}, "quantised weights"),
+        ({"n_layer": 3}, "not those of the model"),
+    ],
+)
+def test_what_cannot_be_trusted_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    """[L3] Code in the folder never runs, whatever the config asks for."""
+    folder = fallback_model(tmp_path, "gpt2")
+    (folder / "modeling.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | change))
+    assert is_fallback(folder)
+    with pytest.raises(ModelError, match=words):
+        check_fallback(folder)
+        load_fallback(folder)
+    assert not (tmp_path / "ran").exists()
