@@ -51,7 +51,7 @@ def _logprobs(decoder: Decoder | FallbackModel, batch: PackedBatch) -> torch.Ten
     device = next(decoder.parameters()).device
     layout = DocumentLayout.from_document_ids(batch.document_ids.to(device))
     labels_BT = batch.labels.to(device)
-    found = decoder(batch.token_ids.to(device), batch.positions.to(device), layout)
+    found: torch.Tensor = decoder(batch.token_ids.to(device), batch.positions.to(device), layout)
     if isinstance(decoder, FallbackModel):
         kept_BT = labels_BT != IGNORE_INDEX
         return found[kept_BT].float().log_softmax(-1).gather(-1, labels_BT[kept_BT][:, None])[:, 0]

@@ -34,9 +34,9 @@ _MEMORY_KEYS = ("sliding_window", "attention_chunk_size", "layers_block_type", "
 class FallbackModel(nn.Module):
     """Logits of a transformers model for rows of documents."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.spec = size_of(model.config)
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 

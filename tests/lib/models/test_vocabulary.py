@@ -21,7 +21,9 @@ from lib.models.hf_export import write_hf_folder
 from lib.models.hf_io import CheckpointReader, load_full, read_json, read_spec
 from lib.models.layers.documents import DocumentLayout
 from lib.models.vocabulary import extend_model
+from lib.parallel.load import full_tensors
 from lib.tokens.tokenizer import Tokenizer
+from tests.lib.models.adapters import with_adapters
 from tests.lib.models.batches import logits
 from tests.lib.models.checkpoints import family_model
 from tests.tiny import VOCAB_SIZE, tiny_model
@@ -157,6 +159,30 @@ def test_an_export_has_the_rows_of_the_ids_and_no_others(tmp_path: Path, family:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert read_json(tmp_path / "out" / "config.json")["vocab_size"] == VOCAB_SIZE + 3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("trained", ["nothing", "adapters", "itself"])
+@pytest.mark.parametrize("number", [0, 5])
+@torch.no_grad()
+def test_a_merged_model_is_the_adapted_one(tmp_path: Path, tied: bool, trained: str, number: int) -> None:
+    """[D1] Grown or not, the head tied or not, embedding and head frozen, adapted or trained: transformers reads the merged
+    export and gives the logits of the model with its adapters."""
+    folder = tiny_model(tmp_path / "source", tie_word_embeddings=tied, dtype="float32")
+    if number:
+        extend(folder, tmp_path / "grown", vocabulary(ranges=[{"pattern": "<{}>", "count": number}]))
+        folder = tmp_path / "grown"
+    rows: tuple[Any, ...] = ("embed",) if tied else ("embed", "head")
+    targets = ("q", "down", *(rows if trained == "adapters" else ()))
+    decoder = with_adapters(folder, targets=targets, train_fully=rows if trained == "itself" else ())
+    if trained == "itself":
+        for name in rows:
+            decoder.get_parameter(f"{name}.weight")[: VOCAB_SIZE + number] += 0.1 * torch.randn(VOCAB_SIZE + number, 64)
+    (tmp_path / "out").mkdir()
+    write_hf_folder(tmp_path / "out", full_tensors(decoder), folder)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(TOKEN_IDS, use_cache=False).logits[0]
+    assert theirs.shape[-1] == VOCAB_SIZE + number
+    assert (decoder_logits(decoder) - theirs).abs().max() <= 1e-5
 
 
 def test_tokens_take_the_unused_rows_first(sources: dict[str, Path], tmp_path: Path) -> None:
