@@ -18,6 +18,7 @@ from lib.models.hf_export import HEAD_FILES, generation_ends, write_json
 from lib.models.hf_io import INDEX_FILE, CheckpointReader, checked_weight_map, read_json, read_spec
 from lib.models.weights import VOCABULARY_WEIGHTS
 from lib.tokens.extend import write_extended
+from lib.tokens.rules import RULES_FILE
 from lib.tokens.tokenizer import Tokenizer
 from lib.tokens.vocab_plan import VocabPlan, plan_vocabulary
 
@@ -153,12 +154,12 @@ def _read_vectors(
 
 
 def _write_rest(source: Path, out: Path, *, vocab_size: int) -> None:
-    """Config and generation config, with the ids of the tokenizer in `out`, and the papers."""
+    """Config and generation config, with the ids of the tokenizer in `out`; rules, output heads and papers as they are."""
     ends = generation_ends(out)
     write_json(out / "config.json", read_json(source / "config.json") | ends | {"vocab_size": vocab_size})
     if (source / "generation_config.json").is_file():
         write_json(out / "generation_config.json", read_json(source / "generation_config.json") | ends)
-    for path in (*sorted(source.glob("LICENSE*")), source / "README.md", *(source / name for name in HEAD_FILES)):
+    for path in (*sorted(source.glob("LICENSE*")), *(source / name for name in ("README.md", RULES_FILE, *HEAD_FILES))):
         if path.is_file():
             link_or_copy(path.resolve(), out / path.relative_to(source))
 
