@@ -65,7 +65,8 @@ def write_data_report(staged: Staged, folders: DataFolders, config: PreviewConfi
         tiles=_tiles(stages, quality, packing, config),
         stages=stages,
         histograms=[
-            Histogram(f"{name} of a row", name, quality["text"][name]["histogram"]) for name in ("characters", "words")
+            Histogram(f"{name.capitalize()} of a row", name, quality["text"][name]["histogram"])
+            for name in ("characters", "words")
         ],
         scripts=quality["text"]["script_shares"],
         findings=[(name, found["hits"], found["rows"], found["first_ids"]) for name, found in quality["findings"].items()],
