@@ -53,11 +53,13 @@ def write_split(source: ExampleSource, split: int, encoding: Encoding, folder: P
     return num_rows
 
 
-def finish(staged: Staged, source: ExampleSource, encoding: Encoding, rows_of_splits: Sequence[int], rules: Json) -> None:
+def finish(
+    staged: Staged, source: ExampleSource, encoding: Encoding, rows_of_splits: Sequence[int], rules: Json | None = None
+) -> None:
     """Turn the files of all splits into a data set.
 
     Args:
-        rules: by which conversations became documents.
+        rules: by which conversations became documents; none where rows are something else.
     Raises:
         DataError: the file of a split is missing.
     """
@@ -66,7 +68,7 @@ def finish(staged: Staged, source: ExampleSource, encoding: Encoding, rows_of_sp
             raise DataError(f"split {split} of {source.num_splits} was not tokenised; run it again")
     staged.counts.update(rows=sum(rows_of_splits))
     staged.meta.update(format=FORMAT, splits=list(rows_of_splits), source=source.digest)
-    staged.meta.update(encoding=dict(encoding.decided_by), rules=rules)
+    staged.meta.update(encoding=dict(encoding.decided_by), rules=rules or {})
 
 
 @dataclass(frozen=True)
