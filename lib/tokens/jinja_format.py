@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import date as Day
 from typing import Any, get_args
 
-from jinja2 import TemplateError, nodes
+from jinja2 import nodes
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -21,7 +21,7 @@ from lib.core.examples import Message
 from lib.tokens.jinja_reading import read_slots
 from lib.tokens.layout import FormatRefused, Layout, Segment, Shape, Slot, Strip, Turn, text_of, value_of
 from lib.tokens.sandbox_child import Generation
-from lib.tokens.tokenizer import TOOL_TURN_ENDS, Tokenizer, turn_end
+from lib.tokens.tokenizer import TEMPLATE_ERRORS, TOOL_TURN_ENDS, Tokenizer, turn_end
 
 _THINKING_NAMES = ("reasoning_content", "thinking", "reasoning")
 _THINK_BLOCK = re.compile(r"<think>\s*</think>\s*")
@@ -38,9 +38,12 @@ class JinjaFormat:
         self._variables: dict[str, Any] = {"strftime_now": lambda form: _date_text(date, form)} if date else {}
         self._thinking_name = next((name for name in _THINKING_NAMES if re.search(rf"\b{name}\b", source)), None)
         self._contained, self._equal = _texts_that_matter(source)
-        self._refuse_dates(date)
         self._end = turn_end(tokenizer)
-        self._headers = self._find_header()
+        try:
+            self._refuse_dates(date)
+            self._headers = self._find_header()
+        except FormatRefused as refused:
+            raise TokenizerError(f"{tokenizer.folder}: {refused}; use another template or config.data.chat_format") from refused
 
     def stop_texts(self) -> tuple[str, ...]:
         return (self._end, *(token for token in TOOL_TURN_ENDS if token in self._tokenizer.control_tokens))
@@ -70,7 +73,7 @@ class JinjaFormat:
         tools = [json.loads(tool) for tool in shape.tools] or None
         try:
             return self._tokenizer.render(messages, tools=tools, add_generation_prompt=shape.generation, **self._variables)
-        except (TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        except TEMPLATE_ERRORS as error:
             raise FormatRefused(f"the chat template does not take this conversation: {error}") from error
 
     def _find_header(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import jinja2
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -33,6 +34,8 @@ def main() -> int:
         _render_all(request)
     except MemoryError:
         return _fail(f"needs more than {request['memory_bytes'] >> 20} MiB")
+    except SecurityError as error:
+        return _fail(f"reaches for what a template must not have: {error}")
     except (jinja2.TemplateSyntaxError, OverflowError, RecursionError) as error:
         return _fail(f"{type(error).__name__}: {error}")
     return 0
@@ -50,6 +53,8 @@ def _render_all(request: dict[str, Any]) -> None:
                 num_characters += len(block)
                 if num_characters > request["max_characters"]:
                     raise MemoryError
+        except SecurityError:
+            raise
         except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError, ZeroDivisionError):
             continue  # this conversation is not for this template; whether one is, is found out where it is used
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from jinja2 import TemplateError
 from tokenizers import processors
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -34,6 +35,9 @@ TOKENIZER_FILES = (
 
 TOOL_TURN_ENDS = ("<|eom_id|>", "<|call|>")
 """Ends of a turn that calls a tool, in the formats that have one of their own (Llama 3, harmony)."""
+
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError)
+"""What rendering a conversation raises that a chat template isn't made for."""
 
 PROBE_TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -186,7 +190,13 @@ def turn_end(tokenizer: Tokenizer) -> str:
     answer = "answer-of-the-probe"
     probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
     # A date has the same length whatever it is, and nothing here depends on it.
-    text = tokenizer.render(probe, strftime_now=lambda _: "2024-07-26")
+    try:
+        text = tokenizer.render(probe, strftime_now=lambda _: "2024-07-26")
+    except TEMPLATE_ERRORS as error:
+        raise TokenizerError(
+            f"{tokenizer.folder}: the chat template does not take a question and its answer: {error}; use another template "
+            "or config.data.chat_format"
+        ) from error
     after = text.partition(answer)[2]
     found = [token for token in tokenizer.control_tokens if after.startswith(token)]
     if not found:

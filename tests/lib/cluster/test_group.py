@@ -60,6 +60,12 @@ def test_events_arrive_whole_and_in_order(pair: WorkerGroup) -> None:
     assert sorted(event["hello"] for event in events) == [0, 1]
 
 
+def test_data_processes_of_a_rank_end(pair: WorkerGroup) -> None:
+    """[A12] Two processes a rank, started five times, in ranks that run threads of Ray and torch: the same step."""
+    found = pair.call("stream_in_processes", 5, deadline_seconds=SOON)
+    assert found == found[:1] * 5 and found[0] > 0
+
+
 def test_a_method_must_be_declared(pair: WorkerGroup) -> None:
     with pytest.raises(TypeError, match=r"Probe\.undeclared is not a method declared"):
         declaration_of(Probe, "undeclared")

@@ -10,6 +10,10 @@ import torch.distributed as dist
 
 from lib.cluster.group import RankInfo, Worker, dispatch
 from lib.core.errors import DataError, GenerationError
+from lib.data.prefetch import Prefetcher
+from lib.data.produce import ProcessProducer
+from lib.data.stream import Share
+from tests.lib.data.test_produce import ARGUMENTS, opened
 
 
 class RowError(DataError):
@@ -48,6 +52,16 @@ class Probe(Worker):
         value = torch.tensor([float(self.info.rank + 1)])
         dist.all_reduce(value)
         return float(value.item())
+
+    @dispatch()
+    def stream_in_processes(self, times: int) -> list[int]:
+        """Documents of the first step of a stream in two data processes, started anew so many times."""
+        found = []
+        for _ in range(times):
+            producers = [ProcessProducer(opened, ARGUMENTS, Share(0, 1, worker, 2)) for worker in (0, 1)]
+            with Prefetcher(producers, lambda step: sum(len(row.documents) for row in step.rows), 1) as feed:
+                found.append(feed.next_step())
+        return found
 
     @dispatch()
     def emit_steps(self, steps: int) -> str:

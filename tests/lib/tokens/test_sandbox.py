@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lib.core.errors import TokenizerError
+from lib.core.errors import DataError, TokenizerError
+from lib.core.examples import Conversation, Message
+from lib.tokens.chat import ChatEncoder
 from lib.tokens.sandbox import template_problem
 from lib.tokens.tokenizer import Tokenizer
 from tests.tiny import CHATML_TEMPLATE, tiny_tokenizer
@@ -30,14 +32,50 @@ def test_hostile_template_ends_in_an_error(tmp_path: Path, template: str, reason
     assert str(folder) in str(caught.value)
 
 
-def test_honest_templates_pass_and_reach_nothing() -> None:
-    """Those that refuse a conversation too; attributes that lead out of the sandbox give nothing."""
+def test_honest_templates_pass() -> None:
+    """Those that refuse a conversation too."""
     for template in (
         CHATML_TEMPLATE,
         "{{ raise_exception('roles must alternate') }}",
         "{% generation %}{{ messages[0].content }}{% endgeneration %}",
         "{{ strftime_now('%d') }}{{ tools | tojson(indent=4) }}",
         "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
-        "{{ ''.__class__.__mro__ }}",
     ):
         assert template_problem(template, (("bos_token", "<s>"),)) is None
+
+
+_ESCAPES = (
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ ''['__class__']['__mro__'] }}",
+    "{{ '' | attr('__class__') }}",
+    "{{ [''] | map(attribute='__class__') | list }}",
+    "{{ '{0.__class__.__mro__}'.format('') }}",
+    "{{ '{m.__class__}'.format_map({'m': messages}) }}",
+    "{{ cycler.__init__.__globals__.os.system('touch MARKER') }}",
+    "{{ lipsum.__globals__['os'].popen('touch MARKER').read() }}",
+    "{{ joiner.__init__.__globals__ }}",
+    "{{ namespace.__init__.__globals__['__builtins__'] }}",
+    "{{ raise_exception.__globals__ }}",
+    "{{ strftime_now.__globals__['os'].system('touch MARKER') }}",
+    "{{ self.__init__.__globals__ }}",
+    "{{ messages.__class__.__init__.__globals__ }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}{{ os.system('touch MARKER') }}",
+    "{{ ''.join.__self__.__class__ }}",
+)
+
+
+@pytest.mark.parametrize("payload", _ESCAPES)
+def test_a_template_that_tries_to_get_out_gets_nothing(tmp_path: Path, payload: str) -> None:
+    """[L2] It is refused with its place, or what it reaches for is not there: no class, no file, no command."""
+    marker = tmp_path / "marker"
+    folder = tiny_tokenizer(tmp_path / "tiny", template=payload.replace("MARKER", str(marker)) + CHATML_TEMPLATE)
+    turns = (Message("user", "hello"), Message("assistant", "hi"))
+    written = ""
+    try:
+        encoder = ChatEncoder(Tokenizer.load(folder))
+        written = encoder.tokenizer.decode(encoder.encode([Conversation("a", turns, "rows.jsonl:1")])[0].token_ids)
+    except (TokenizerError, DataError) as error:
+        assert str(folder) in str(error) or "rows.jsonl:1" in str(error)
+    assert not marker.exists()
+    assert not any(found in written for found in ("<class", "<module", "builtins", "root:"))
