@@ -1,6 +1,6 @@
 """What packing in the background saves: stalls beside synchronous packing, and packed against padded training.
 
-`python -m benchmarks overlap [--steps 100] [--stall-rounds 3] [--documents 256] [--rounds 2] [--tokenizer FOLDER]`
+`python -m benchmarks overlap [--steps 100] [--stall-rounds 3] [--documents 192] [--rounds 2] [--tokenizer FOLDER]`
 
 Stall: a device that is busy as long as the producer needs for a step (measured first), simulated by waiting, as a GPU
 would; the share of the time that the loop waits for its batch, prepared between the steps, in a thread, in a process. The
@@ -40,7 +40,7 @@ from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 from lib.train.step import LossModule, MicroBatch
 
-SKEWED, CAPACITY = "zipf", 2048
+SKEWED, CAPACITY = "zipf", 4096
 PADDED_MICRO_BATCHES = (8, 32)
 PUBLISHED_RATIO = 4.7
 """Packed over padded tokens a second that was published for such data; the micro-batch it was padded in wasn't said."""
@@ -49,7 +49,7 @@ SPEC = DecoderSpec(
     vocab_size=1024,
     hidden_size=256,
     intermediate_size=768,
-    num_layers=2,
+    num_layers=1,
     num_heads=4,
     num_kv_heads=2,
     head_dim=64,
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--warm-up", type=int, default=10)
     parser.add_argument("--stall-rounds", type=int, default=3)
-    parser.add_argument("--documents", type=int, default=256)
+    parser.add_argument("--documents", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
     options = parser.parse_args(arguments)

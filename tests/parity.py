@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lib.core.examples import Conversation
 from lib.rollout.engine import engine_environment
-from tests.lib.tokens.formats import DATE, Format, as_dicts, formats, tools_of
+from tests.lib.tokens.formats import DATE, Format, as_dicts, forget, formats, tools_of
 
 TEMPLATES = ("chatml", "qwen3", "gemma3")
 NAMES = (*TEMPLATES, "harmony")
@@ -144,8 +144,11 @@ def main() -> int:
     options = parser.parse_args()
     os.environ.update(engine_environment() | {"VLLM_SYSTEM_START_DATE": DATE, "HF_HUB_OFFLINE": "1"})
     with tempfile.TemporaryDirectory() as scratch:
-        chosen = [form for form in formats(Path(scratch)) if form.name in options.formats]
-        found = {form.name: compare(form, options.strings, options.conversations, Path(scratch)) for form in chosen}
+        found = {}
+        for form in formats(Path(scratch)):
+            if form.name in options.formats:
+                found[form.name] = compare(form, options.strings, options.conversations, Path(scratch))
+                forget()
     sys.stdout.write(json.dumps({"date": DATE, "parity": found}) + "\n")
     return int(any(value for result in found.values() for name, value in result.items() if "differ" in name or "lost" in name))
 

@@ -119,6 +119,12 @@ def _auto(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def forget() -> None:
+    """Let go of all tokenizers, so that a comparison of many formats holds those of one."""
+    _encoder.cache_clear()
+    _auto.cache_clear()
+
+
 def formats(scratch: Path) -> Iterator[Format]:
     """All formats; real tokenizers from where `make tokenizers` puts them."""
     chatml = ("<|im_start|>assistant\n", ("<|im_end|>",))
