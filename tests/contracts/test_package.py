@@ -1,5 +1,6 @@
 """What a cluster is told: the protobufs of `make package`, read back."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -113,6 +114,27 @@ def test_shards_are_mapped_over(package: Path, tasks: dict[str, dict[str, Any]])
     assert tasks[name]["metadata"] == tasks["tasks.ingest.ingest_shard"]["metadata"]
 
 
+def test_no_cached_task_is_given_an_address_that_nobody_looked_at(package: Path, tasks: dict[str, dict[str, Any]]) -> None:
+    """[I2] An address that comes with a launch stands for itself, so in every workflow it first goes to a task that isn't
+    cached: rows to list_shards, a model to stamp_model, whose output goes on."""
+    sources = {"RawDataSource", "ModelSourceFolder", "TokenizerSourceFolder"}
+    checked = 0
+    for path in package.glob("*_2.pb"):
+        spec = workflow_pb2.WorkflowSpec()
+        spec.ParseFromString(path.read_bytes())
+        module, _, name = spec.template.id.name.rpartition(".")
+        inputs = getattr(importlib.import_module(module), name).python_interface.inputs
+        addresses = {key for key, python_type in inputs.items() if getattr(python_type, "__name__", "") in sources}
+        addresses |= {key for key, t in inputs.items() if getattr(getattr(t, "__origin__", None), "__name__", "") in sources}
+        for node in spec.template.nodes:
+            for binding in node.inputs:
+                promise = binding.binding.promise
+                if node.HasField("task_node") and promise.node_id in ("", "start-node") and promise.var in addresses:
+                    assert node.task_node.reference_id.name in UNCACHED, (name, node.id, promise.var)
+                    checked += 1
+    assert checked >= 3
+
+
 def test_ray_tasks_end_with_their_job(tasks: dict[str, dict[str, Any]]) -> None:
     """[I11] also a deadline on the whole."""
     assert {name for name, template in tasks.items() if template["type"] == "ray"} == set(RAY_TASKS)
@@ -177,7 +199,7 @@ with FlyteContextManager.with_context(ctx) as ctx:
     state = ctx.execution_state.with_params(mode=ExecutionState.Mode.TASK_EXECUTION)
     with FlyteContextManager.with_context(ctx.with_execution_state(state)) as ctx:
         job = SftJob.parse({"learning_rate": 1e-5, "steps": 100, "sequence_length": 512, "nodes": nodes, "gpus_per_node": gpus,
-            "config": {"train": {"rows_per_step": 32}}}, where="test")
+            "config": {"train": {"rows_per_step": 32}, "data": {"tokenize_first": sys.argv[3] == "tokens"}}}, where="test")
         shown = []
         for entity, inputs in (
             (train, {"model": at(ModelFolder), "data": at(DatasetFolder), "report": at(LogitReportFolder), "job": job}),
@@ -185,18 +207,26 @@ with FlyteContextManager.with_context(ctx) as ctx:
                 "gpus_per_node": gpus}),
         ):
             spec = entity.compile_into_workflow(ctx, entity._task_function, **inputs)
-            (template,) = [json_format.MessageToDict(task.to_flyte_idl()) for task in spec.tasks]
-            shown.append({"image": template["container"]["image"], "custom": template["custom"]})
+            templates = [json_format.MessageToDict(task.to_flyte_idl()) for task in spec.tasks]
+            (template,) = [found for found in templates if found["type"] == "ray"]
+            beside = sorted(found["id"]["name"] for found in templates if found is not template)
+            shown.append({"image": template["container"]["image"], "custom": template["custom"], "beside": beside,
+                "name": template["id"]["name"]})
 print(json.dumps(shown))
 """
 
 
-@pytest.mark.parametrize(("nodes", "gpus"), [(1, 0), (1, 8), (4, 8)])
-def test_clusters_are_sized_by_the_inputs(nodes: int, gpus: int) -> None:
-    """[I12] compiled as propeller would, each size in a process of its own: an override lasts as long as its process."""
-    command = [sys.executable, "-c", COMPILE, str(nodes), str(gpus)]
+@pytest.mark.parametrize(("nodes", "gpus", "rows"), [(1, 0, "rows"), (1, 8, "tokens"), (4, 8, "rows")])
+def test_clusters_are_sized_by_the_inputs(nodes: int, gpus: int, rows: str) -> None:
+    """[I12] compiled as propeller would, each size in a process of its own: an override lasts as long as its process. Rows are
+    tokenised before the cluster starts where that is asked for."""
+    command = [sys.executable, "-c", COMPILE, str(nodes), str(gpus), rows]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for task in json.loads(result.stdout.splitlines()[-1]):
+    train, evaluate = json.loads(result.stdout.splitlines()[-1])
+    for task in (train, evaluate):
         assert task["image"] == IMAGES["train"]
         _check_ray(task["custom"], nodes=nodes, gpus=gpus)
+    assert train["name"] == f"tasks.train.train{'_tokens' if rows == 'tokens' else ''}_on_ray"
+    assert train["beside"] == (["tasks.tokenize.take_tokenizer", "tasks.tokenize.tokenize"] if rows == "tokens" else [])
+    assert evaluate["beside"] == []

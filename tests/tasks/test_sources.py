@@ -7,10 +7,13 @@ import pytest
 from flytekit import FlyteContextManager
 from flytekit.core.data_persistence import FileAccessProvider
 from flytekit.core.type_engine import TypeEngine
+from fsspec.implementations.memory import MemoryFileSystem
 
 from lib.core.errors import UserError
-from tasks.sources import ModelSource, ModelSourceFolder, RawData, RawDataSource
+from tasks.sources import ModelSource, ModelSourceFolder, RawData, RawDataSource, TokenizerSourceFolder
+from tasks.tokenize import find_tokenizer
 from tests.s3_server import s3_server
+from tests.tiny import tiny_tokenizer
 from workflows.ingest import ingest
 
 
@@ -91,3 +94,34 @@ def test_remote_rows_are_read_where_they_lie_and_keyed_by_their_listing(fresh_ho
         with pytest.raises(UserError, match="s3://bucket/none: nothing there"):
             RawDataSource("s3://bucket/none").content_hash()
     assert ingest(source=RawDataSource(str(tmp_path / "rows"))).digest == there.digest
+
+
+def test_a_tokenizer_is_taken_from_a_remote_model_without_its_weights(fresh_home: Path, tmp_path: Path) -> None:
+    """What is cached downstream is keyed by the tokenizer's files alone, and is the same as that of a folder here."""
+    tiny_tokenizer(tmp_path / "model")
+    store = MemoryFileSystem()
+    try:
+        for file in (tmp_path / "model").iterdir():
+            store.pipe_file(f"/models/one/{file.name}", file.read_bytes())
+        store.pipe_file("/models/one/model.safetensors", b"weights")
+        source = TokenizerSourceFolder("memory://models/one/")
+        assert "model.safetensors" not in {path.name for path in source.open().iterdir()}
+        assert (
+            find_tokenizer(source=source).digest == find_tokenizer(source=TokenizerSourceFolder(str(tmp_path / "model"))).digest
+        )
+    finally:
+        store.rm("/models", recursive=True)
+
+
+def test_a_model_altered_between_the_look_and_the_download_is_refused(fresh_home: Path) -> None:
+    """[I2] It would be cached as what was looked at."""
+    store = MemoryFileSystem()
+    try:
+        store.pipe_file("/models/two/config.json", b"{ }")
+        seen = ModelSourceFolder("memory://models/two").stamped()
+        assert (seen.open() / "config.json").read_bytes() == b"{ }"
+        store.pipe_file("/models/two/config.json", b"[ ]")
+        with pytest.raises(UserError, match="memory://models/two: was altered since this run looked at it"):
+            seen.open()
+    finally:
+        store.rm("/models", recursive=True)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.core.artifact import Staged, read_manifest
+from lib.config.rows import RowsConfig
+from lib.core.artifact import Staged, read_manifest, stage_artifact
 from lib.core.errors import ArtifactCorruptError, DataError
 from lib.core.examples import Conversation, Message
 from lib.data.checks import RowRefused
@@ -276,3 +277,18 @@ def test_table_reads_any_row_by_number(tmp_path: Path) -> None:
     for outside in (-1, 2500):
         with pytest.raises(IndexError):
             found[outside]
+
+
+def test_a_prompt_names_a_verifier_that_there_is(tmp_path: Path) -> None:
+    """A misspelt one is found before any answer is generated; without a list of names any is taken."""
+    rows = [{"prompt": "q", "verifier": name, "answer": "a"} for name in ("exact", "exakt")]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    config = RowsConfig(kind="prompt", verifiers=("exact", "last_number"))
+    with (
+        pytest.raises(DataError, match=r"rows.jsonl:2: verifier 'exakt' is no reward; expected one of exact, last_number"),
+        stage_artifact(tmp_path / "a", "dataset") as staged,
+    ):
+        ingest_dataset(tmp_path / "rows.jsonl", staged, config=config)
+    with stage_artifact(tmp_path / "b", "dataset") as staged:
+        ingest_dataset(tmp_path / "rows.jsonl", staged, config=RowsConfig(kind="prompt"))
+        assert staged.counts["rows_kept"] == 2

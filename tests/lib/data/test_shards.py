@@ -90,3 +90,12 @@ def test_a_file_altered_after_planning_is_refused(tmp_path: Path) -> None:
     _write(tmp_path / "rows", {"f": 6})
     with pytest.raises(DataError, match="was altered"):
         list(open_shard(shard).read(0))
+
+
+def test_a_new_reward_changes_the_shards_of_prompts_alone(tmp_path: Path) -> None:
+    """[I9] The names that a verifier may have are part of what ingesting prompts depends on."""
+    _write(tmp_path / "texts", {"f": 5})
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "q", "verifier": "exact", "answer": "a"}) + "\n")
+    for source, kind, changes in ((tmp_path / "texts", "completion", 1), (tmp_path / "prompts.jsonl", "prompt", 2)):
+        configs = [RowsConfig(kind=kind, verifiers=names) for names in (("exact",), ("exact", "new"))]
+        assert len({plan_shards(open_source(source), "rows", config)[0].digest for config in configs}) == changes
