@@ -5,8 +5,10 @@ bisection and moved by one insertion, both in C. With the few open packs that ar
 a bitset over the rooms, and its cost doesn't grow with the capacity.
 """
 
+import gc
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Generic, NamedTuple, TypeVar
@@ -162,7 +164,8 @@ class PackPlan:
 
 
 def plan_packs(lengths: np.ndarray, capacity: int, open_packs: int, max_delay: int) -> PackPlan:
-    """Pack a whole list of items.
+    """Pack a whole list of items; the garbage collector rests meanwhile, since nothing here makes cycles and its walks over
+    the packs take as long as making them.
 
     Items are taken in windows of `open_packs`, the longest of a window first: short ones are kept for the gaps. Those in
     packs still open at the end are packed once more in the same way.
@@ -170,18 +173,33 @@ def plan_packs(lengths: np.ndarray, capacity: int, open_packs: int, max_delay: i
     Args:
         lengths: [num_items] tokens of each item, 1 to `capacity`.
     """
-    packer: BestFitPacker[int] = BestFitPacker(capacity, open_packs, max_delay)
-    order = longest_first(lengths, open_packs)
-    packs = packer.extend(lengths[order].tolist(), order.tolist())
-    left = np.array([ref for pack in packer.flush() for ref in pack.refs], dtype=np.int64)
-    left = left[longest_first(lengths[left], max(1, len(left)))]
-    packs += packer.extend(lengths[left].tolist(), left.tolist()) + packer.flush()
-    packed = np.fromiter(chain.from_iterable(pack.refs for pack in packs), dtype=np.int64, count=len(lengths))
-    sizes = np.fromiter((len(pack.refs) for pack in packs), dtype=np.int64, count=len(packs))
+    with _without_collections():
+        packer: BestFitPacker[int] = BestFitPacker(capacity, open_packs, max_delay)
+        order = longest_first(lengths, open_packs)
+        packs = packer.extend(lengths[order].tolist(), order.tolist())
+        left = np.array([ref for pack in packer.flush() for ref in pack.refs], dtype=np.int64)
+        left = left[longest_first(lengths[left], max(1, len(left)))]
+        packs += packer.extend(lengths[left].tolist(), left.tolist()) + packer.flush()
+        packed = np.fromiter(chain.from_iterable(pack.refs for pack in packs), dtype=np.int64, count=len(lengths))
+        sizes = np.fromiter((len(pack.refs) for pack in packs), dtype=np.int64, count=len(packs))
     return PackPlan(packed, np.concatenate(([0], np.cumsum(sizes))))
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def longest_first(lengths: np.ndarray, window: int) -> np.ndarray:
     """[num_items] int64 item numbers: window after window, within one by falling length and then by number."""
-    order: np.ndarray = np.lexsort((-lengths, np.arange(len(lengths)) // window))
+    num_whole = len(lengths) // window * window
+    whole, rest = lengths[:num_whole].reshape(-1, window), lengths[num_whole:]
+    in_whole = np.argsort(-whole, axis=1, kind="stable") + np.arange(0, num_whole, window)[:, None]
+    order: np.ndarray = np.concatenate((in_whole.ravel(), np.argsort(-rest, kind="stable") + num_whole))
     return order
