@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _HOME = tempfile.TemporaryDirectory(prefix="postflyte-tests-")
@@ -22,6 +23,9 @@ os.environ.update(
         "TOKENIZERS_PARALLELISM": "false",
     }
 )
+# A busy machine makes slow inputs and slow tests, not wrong ones.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 os.environ.pop("POSTFLYTE_LEDGER", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
