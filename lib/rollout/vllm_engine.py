@@ -1,6 +1,6 @@
 """vLLM as a generator: token ids in, token ids and the sampler's log-probabilities out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,6 +126,10 @@ class _Progress(tqdm):  # type: ignore[type-arg]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "bar_format": "", "file": _Nowhere()})
+
+    def __iter__(self) -> Iterator[Any]:
+        """vLLM also goes through the requests with a bar when it takes them in; that one must tell nobody."""
+        return iter(self.iterable)
 
     def update(self, n: float | None = 1) -> bool | None:
         self._listener(int(n or 0))

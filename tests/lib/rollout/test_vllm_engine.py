@@ -3,6 +3,8 @@
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +60,22 @@ def _logprobs(reference: PreTrainedModel, ids: list[int], temperature: float = 1
     with torch.no_grad():
         logits = reference(torch.tensor([ids])).logits[0].double()
     return torch.log_softmax(logits / temperature, dim=-1)
+
+
+SLOW_INTAKE = """
+from lib.rollout.vllm_engine import _Progress
+heard = []
+bar = _Progress.reporting_to(heard.append)
+assert list(bar([1, 2, 3], mininterval=0.0, miniters=1)) == [1, 2, 3] and heard == []
+bar(total=3).update(2)
+assert heard == [2]
+"""
+
+
+def test_requests_count_when_they_are_finished_and_not_when_they_are_taken_in() -> None:
+    """vLLM goes through its prompts with the same kind of bar, which moves where that takes long. Apart, for vLLM's import."""
+    environment = {**os.environ, **engine_environment()}
+    subprocess.run([sys.executable, "-c", SLOW_INTAKE], env=environment, check=True, timeout=240)
 
 
 def test_greedy_tokens_and_their_log_probabilities_are_transformers(engines: EnginePool, reference: PreTrainedModel) -> None:
