@@ -29,7 +29,8 @@ from lib.core.examples import IGNORE_INDEX, Conversation
 from lib.data.rows import ingest_dataset
 from lib.data.table import ExampleTable
 from lib.models.admit import admit_model
-from lib.models.verify import build_logit_report, read_logit_report, write_logit_report
+from lib.models.logit_report import read_logit_report, write_logit_report
+from lib.models.verify import build_logit_report
 from lib.recipes.sft import run_sft
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer

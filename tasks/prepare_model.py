@@ -13,10 +13,10 @@ from tasks.progress import bar
 from tasks.sources import ModelSource, VectorFile
 
 if TYPE_CHECKING:
-    from lib.models import admit, verify, verify_fallback
+    from lib.models import admit, logit_report, verify_fallback
 else:
     admit = lazy("lib.models.admit")
-    verify = lazy("lib.models.verify")
+    logit_report = lazy("lib.models.logit_report")
     verify_fallback = lazy("lib.models.verify_fallback")
 
 
@@ -47,5 +47,5 @@ def verify_model(model: ModelArtifact) -> LogitReport:
     with report.write() as staged, bar("verify", "models") as shown:
         staged.lineage["model"] = model.digest
         found = verify_fallback.verify_folder(model.open(), progress=shown.reach)
-        verify.write_logit_report(found, model.digest, staged)
+        logit_report.write_logit_report(found, model.digest, staged)
     return report

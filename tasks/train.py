@@ -17,11 +17,11 @@ from tasks.tokenize import take_tokenizer, tokenize
 
 if TYPE_CHECKING:
     from lib.cluster import ray_backend
-    from lib.models import verify
+    from lib.models import logit_report
     from lib.recipes import sft
 else:
     ray_backend = lazy("lib.cluster.ray_backend")
-    verify = lazy("lib.models.verify")
+    logit_report = lazy("lib.models.logit_report")
     sft = lazy("lib.recipes.sft")
 
 
@@ -63,7 +63,7 @@ def _train(model: Artifact, data: Artifact, report: Artifact, job: SftJob) -> Ch
     checkpoint = CheckpointFolder.create()
     with checkpoint.write() as out, bar("train", "steps", job.steps) as shown:
         out.lineage["logit_report"] = report.digest
-        inputs = (job, model.open(), data.open(), verify.read_logit_report(report.open()), out)
+        inputs = (job, model.open(), data.open(), logit_report.read_logit_report(report.open()), out)
         sft.run_sft(*inputs, run_dir=run_dir, group_factory=ray_backend.RayGroup, progress=shown.tell)
     return checkpoint
 

@@ -29,7 +29,8 @@ from lib.data.rows import ingest_dataset
 from lib.models.admit import admit_model
 from lib.models.decoder import Decoder
 from lib.models.hf_io import load_full, read_spec
-from lib.models.verify import build_logit_report, read_logit_report, write_logit_report
+from lib.models.logit_report import read_logit_report, write_logit_report
+from lib.models.verify import build_logit_report
 from lib.models.verify_configs import DRAWS, randomise
 from lib.recipes.sft import run_sft
 from lib.recipes.verify_model import LOGPROB_LIMIT, check_model

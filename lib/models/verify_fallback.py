@@ -13,15 +13,8 @@ from lib.models.hf_fallback import (
     lost_in_round_trip,
     packing_problem,
 )
-from lib.models.verify import (
-    GRAD_LIMIT,
-    LOGIT_LIMIT,
-    CaseResult,
-    LogitReport,
-    build_logit_report,
-    random_documents,
-    transformers_quiet,
-)
+from lib.models.logit_report import GRAD_LIMIT, LOGIT_LIMIT, CaseResult, LogitReport
+from lib.models.verify import build_logit_report, random_documents, transformers_quiet
 
 
 def verify_folder(folder: Path, *, progress: Callable[[int], None] | None = None) -> LogitReport:

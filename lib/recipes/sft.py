@@ -27,9 +27,9 @@ from lib.data.stream import StepRows, merge_states
 from lib.models.flops import FlopCounter
 from lib.models.hf_fallback import is_fallback
 from lib.models.hf_io import read_spec
+from lib.models.logit_report import LogitReport
 from lib.models.lora import num_trained
 from lib.models.peft_export import why_not_peft
-from lib.models.verify import LogitReport
 from lib.parallel.reduce import all_reduce_sum, barrier
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer

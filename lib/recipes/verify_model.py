@@ -36,7 +36,7 @@ class ModelCheck:
     """The checkpoint's, relative to its greatest |logit|."""
     packed_diff: float
     own_dtype_error: float
-    """See lib/models/verify.py."""
+    """See lib/models/logit_report.py."""
     greedy_tokens: int
     """Of all continuations together; transformers writes the same ones."""
     tensors: int

@@ -26,7 +26,8 @@ from lib.core.manifest import digest_of
 from lib.core.paths import safe_name
 from lib.data.rows import ingest_dataset
 from lib.models.admit import admit_model
-from lib.models.verify import build_logit_report, write_logit_report
+from lib.models.logit_report import write_logit_report
+from lib.models.verify import build_logit_report
 from tests.tiny import tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]

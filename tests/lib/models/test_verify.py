@@ -10,14 +10,8 @@ from safetensors.torch import load_file, save_file
 from lib.core.artifact import stage_artifact, verify
 from lib.core.errors import ArtifactCorruptError, ModelError
 from lib.models.families import FAMILIES
-from lib.models.verify import (
-    LogitReport,
-    build_logit_report,
-    compare_random,
-    greatest,
-    read_logit_report,
-    write_logit_report,
-)
+from lib.models.logit_report import LogitReport, read_logit_report, write_logit_report
+from lib.models.verify import build_logit_report, compare_random, greatest
 from lib.models.verify_configs import random_case
 from tests.lib.models.mutants import MUTANTS, is_rejected, planted
 from tests.tiny import tiny_model

@@ -16,7 +16,8 @@ from lib.core.artifact import Staged, read_manifest, stage_artifact
 from lib.core.manifest import Manifest
 from lib.data.rows import ingest_dataset
 from lib.models.admit import admit_model
-from lib.models.verify import LogitReport, build_logit_report
+from lib.models.logit_report import LogitReport
+from lib.models.verify import build_logit_report
 from lib.recipes.sft import run_sft
 from tests.tiny import tiny_model
 
