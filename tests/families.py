@@ -24,7 +24,6 @@ from lib.cluster.local import LocalGroup
 from lib.config.model import LoraConfig
 from lib.config.recipes import SftJob
 from lib.core.artifact import read_manifest, stage_artifact
-from lib.core.errors import PostflyteError
 from lib.data.rows import ingest_dataset
 from lib.models.admit import admit_model
 from lib.models.decoder import Decoder
@@ -54,6 +53,8 @@ class Small:
     tokenizer: Path
     numbers: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    not_in_vllm: tuple[str, ...] = ("embed", "head")
+    """Targets of adapters that vLLM's model of the family doesn't take."""
 
 
 SHARED: dict[str, Any] = {
@@ -70,7 +71,7 @@ SHARED: dict[str, Any] = {
 }
 EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
 SMALL: dict[str, Small] = {
-    "llama": Small(SMOLLM2, {"tie_word_embeddings": True}),
+    "llama": Small(SMOLLM2, {"tie_word_embeddings": True}, not_in_vllm=()),
     "olmo2": Small(SMOLLM2),
     "qwen2": Small(QWEN3, {"tie_word_embeddings": True}),
     "qwen3": Small(QWEN3, {"tie_word_embeddings": True}),
@@ -127,7 +128,8 @@ def run_family(family: str, root: Path, steps: int, *, what: str) -> dict[str, A
     with stage_artifact(root / "data", "dataset") as staged:
         ingest_dataset(ASSETS / "chain_sum" / "train.jsonl", staged)
     spec = read_spec(root / "model")[1]
-    lora = LoraConfig(rank=8, dropout=0.05, targets=all_targets(spec)) if what == "lora" else None
+    targets = tuple(target for target in all_targets(spec) if target not in SMALL[family].not_in_vllm)
+    lora = LoraConfig(rank=8, dropout=0.05, targets=targets) if what == "lora" else None
     with stage_artifact(root / "report", "logit_report") as staged:
         write_logit_report(build_logit_report(root / "model", num_configs=2), read_manifest(root / "model").digest, staged)
     with stage_artifact(root / "checkpoint", "checkpoint") as out:
@@ -184,7 +186,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix=f"postflyte-{family}-") as scratch:
             try:
                 found[name] = run_family(family, Path(scratch), options.steps, what=what)
-            except PostflyteError as error:
+            except Exception as error:  # noqa: BLE001 - whatever a library raises, the other families are still tried
                 found[name] = {"problems": [f"{type(error).__name__}: {error}"]}
         sys.stderr.write(f"{name}: {json.dumps(found[name])}\n")
     sys.stdout.write(json.dumps({"families": found}) + "\n")
