@@ -106,6 +106,7 @@ def saving_and_loading(folder: Path, options: argparse.Namespace) -> dict[str, f
         load_state(newest, state, rank=0, num_ranks=1)
 
     def torch_load() -> None:
+        # The peer's own format, of a file that it wrote above: nothing else in the project reads it.
         read = torch.load(folder / "peer.pt", weights_only=True)
         for name, tensor in tensors.tensors.items():
             tensor.copy_(read[name])

@@ -42,6 +42,7 @@ from lib.train.step import LossModule, MicroBatch
 
 SKEWED, CAPACITY = "zipf", 4096
 PADDED_MICRO_BATCHES = (8, 32)
+MAX_STALL = 0.03
 PUBLISHED_RATIO = 4.7
 """Packed over padded tokens a second that was published for such data; the micro-batch it was padded in wasn't said."""
 SPEC = DecoderSpec(
@@ -196,14 +197,14 @@ def main(arguments: Sequence[str]) -> None:
     report.ours = {
         "stall_share_thread": waits["thread"]["stall_share"],
         "stall_share_process": waits["process"]["stall_share"],
-        "stall_within_3_percent": float(min(waits[way]["stall_share"] for way in ("thread", "process")) <= 0.03),
+        **{f"{way}_stalls_within_3_percent": float(waits[way]["stall_share"] <= MAX_STALL) for way in ("thread", "process")},
         **rates["packed"],
     }
     report.peers = {
         "synchronous": waits["synchronous"],
         **{f"padded_{size}": rates[f"padded_{size}"] for size in PADDED_MICRO_BATCHES},
     }
-    report.targets = {"stall_within_3_percent": 1.0}
+    report.targets = {f"{way}_stalls_within_3_percent": 1.0 for way in ("thread", "process")}
     for size in PADDED_MICRO_BATCHES:
         report.compare("tokens_per_cpu_s", f"padded_{size}", smaller_is_better=False)
         ideal = rates[f"padded_{size}"]["gflops"] / rates["packed"]["gflops"]

@@ -42,19 +42,19 @@ THREADS = 2
 
 
 def make_job(steps: int) -> SftJob:
-    """The quickstart's job, shorter."""
+    """The quickstart's job, shorter, at 16 samples a step: four rows of four."""
     return SftJob.parse(
         {
             "learning_rate": 1e-4,
             "steps": steps,
-            "sequence_length": 512,
+            "sequence_length": 272,
             "nodes": 1,
             "gpus_per_node": 0,
             "config": {
                 "data": {"num_streams": 8},
                 "model": {"compute_dtype": "float32"},
                 "optim": {"warmup_steps": 2, "beta2": 0.95, "weight_decay": 0.0},
-                "train": {"rows_per_step": 2, "rows_per_micro_batch": 1},
+                "train": {"rows_per_step": 4, "rows_per_micro_batch": 2},
                 "cluster": {"cpu_ranks_per_node": THREADS, "threads_per_rank": 1},
                 "tracking": {"mlflow": False},
             },

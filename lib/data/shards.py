@@ -83,5 +83,4 @@ def _is_last(name: str) -> bool:
 
 
 def _recorded(file: SourceFile) -> ShardFile:
-    names = ("name", "opened_by", "path", "size_bytes", "stamp", "guard", "format", "compression")
-    return ShardFile(**{name: getattr(file, name) for name in names})
+    return ShardFile(**{name: getattr(file, name) for name in ShardFile.model_fields})

@@ -60,7 +60,8 @@ def full_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     Raises:
         ModelError: the experts were balanced by a bias, for which no family's checkpoint has a place.
     """
-    decoder = _resharded(module)
+    reshard(module)
+    decoder = decoder_of(module)
     for name, buffer in decoder.named_buffers():
         if bool(buffer.any()):
             raise ModelError(f"{name} is not zero, and a {decoder.spec.family} checkpoint has no place for it")
@@ -69,9 +70,10 @@ def full_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def trained_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """(our name, whole float32 tensor) of each parameter that is trained; see `full_tensors`."""
-    for name, parameter in _resharded(module).named_parameters():
+    reshard(module)
+    for name, parameter in decoder_of(module).named_parameters():
         if parameter.requires_grad:
-            yield name, _whole(parameter)
+            yield name, whole(parameter)
 
 
 def _merged_tensors(decoder: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
@@ -80,17 +82,16 @@ def _merged_tensors(decoder: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
         layer, _, leaf = name.rpartition(".")
         if leaf == "weight" and layer in layers:
             lora = layers[layer].lora
-            yield name, merged(_whole(parameter), _whole(lora.a), _whole(lora.b), lora.scale)
+            yield name, merged(whole(parameter), whole(lora.a), whole(lora.b), lora.scale)
         elif not is_factor(name):
-            yield name, _whole(parameter)
+            yield name, whole(parameter)
 
 
-def _resharded(module: nn.Module) -> Decoder:
-    """The decoder; a forward pass without a backward leaves whole copies in the compute dtype, which are dropped."""
+def reshard(module: nn.Module) -> None:
+    """Drop the whole copies in the compute dtype that a forward pass without a backward leaves."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
-    return decoder_of(module)
 
 
 def load_heads(module: nn.Module, folder: Path, *, seed: int) -> None:
@@ -115,7 +116,7 @@ def load_heads(module: nn.Module, folder: Path, *, seed: int) -> None:
 
 def full_heads(module: nn.Module) -> dict[str, torch.Tensor]:
     """Name -> whole float32 weight [O, D] of each output head; every rank must call it."""
-    return {name: _whole(head.get_parameter("weight")) for name, head in _headed(module).heads.items()}
+    return {name: whole(head.get_parameter("weight")) for name, head in _headed(module).heads.items()}
 
 
 def _headed(module: nn.Module) -> HeadedDecoder:
@@ -138,7 +139,8 @@ def _local_slices(parameter: torch.Tensor) -> tuple[slice, ...]:
     return tuple(slice(start, start + size) for start, size in zip(offset, shape))
 
 
-def _whole(parameter: torch.Tensor) -> torch.Tensor:
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter put together from all ranks, which must all call this."""
     return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()
 
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 
 from lib.config.model import LoraConfig
@@ -14,6 +12,7 @@ from lib.core.errors import ConfigError
 from lib.core.examples import IGNORE_INDEX
 from lib.models.hf_fallback import FallbackModel, load_fallback
 from lib.models.layers.documents import DocumentLayout
+from lib.parallel.load import reshard, whole
 
 
 class FallbackLossModule(nn.Module):
@@ -58,8 +57,6 @@ def num_fallback_parameters(folder: Path, lora: LoraConfig | None) -> int:
 
 def fallback_tensors(module: FallbackLossModule) -> Iterator[tuple[str, torch.Tensor]]:
     """(transformers' name, whole float32 tensor) of each parameter, one at a time; every rank must iterate to the end."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()  # a forward pass without a backward leaves whole copies in the compute dtype
+    reshard(module)
     for name, parameter in module.decoder.model.named_parameters():
-        yield name, (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()
+        yield name, whole(parameter)

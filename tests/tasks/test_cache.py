@@ -12,6 +12,7 @@ from flytekit.core.promise import Promise
 from flytekit.core.type_engine import TypeEngine
 from fsspec.implementations.memory import MemoryFileSystem
 
+from tasks import cache
 from tasks.artifacts import Dataset, DatasetFolder
 from tasks.cache import CACHED, code_version
 from tasks.sources import RawData
@@ -154,7 +155,7 @@ def test_another_code_version_executes(ledger: Path, source: Path, monkeypatch: 
 def test_the_version_of_a_library_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """[I1]"""
     before = code_version(THIS, "make", __file__)
-    monkeypatch.setattr("tasks.cache.library_versions", lambda: {"torch": "another"})
+    monkeypatch.setattr(cache, "library_versions", lambda: {"torch": "2.0"})
     assert code_version(THIS, "make", __file__) != before
 
 
