@@ -73,7 +73,7 @@ def test_files_that_are_added_change_few_shards(tmp_path: Path) -> None:
 
 
 def test_a_shard_is_named_by_content_and_settings_and_not_by_its_place(tmp_path: Path) -> None:
-    """[I1] Elsewhere: the same; a byte, another name, another setting: another one."""
+    """[I1] Elsewhere: the same; a byte, another name, setting or range: another one."""
     (one,) = _plan(_write(tmp_path / "one", {"f": 5}), 1 << 20)
     (copy,) = _plan(_write(tmp_path / "copy", {"f": 5}), 1 << 20)
     assert copy.digest == one.digest
@@ -81,7 +81,8 @@ def test_a_shard_is_named_by_content_and_settings_and_not_by_its_place(tmp_path:
     (dropping,) = plan_shards(open_source(tmp_path / "one"), "one", TEXT.model_copy(update={"bad_rows": "drop"}))
     (tmp_path / "copy" / "f.jsonl").write_bytes((tmp_path / "copy" / "f.jsonl").read_bytes().replace(b"f 0", b"f 9"))
     (altered,) = _plan(tmp_path / "copy", 1 << 20)
-    assert len({one.digest, renamed.digest, dropping.digest, altered.digest}) == 4
+    parts = [one.model_copy(update=span) for span in ({"first": one.first + 1}, {"stop": one.stop + 1})]
+    assert len({shard.digest for shard in (one, renamed, dropping, altered, *parts)}) == 6
 
 
 def test_a_file_altered_after_planning_is_refused(tmp_path: Path) -> None:
