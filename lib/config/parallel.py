@@ -1,4 +1,6 @@
-"""The shape of the cluster a task runs on."""
+"""The shape of the cluster a task runs on, and how its ranks share the model and the data."""
+
+import math
 
 from pydantic import Field
 
@@ -16,6 +18,48 @@ class ClusterConfig(Frozen):
     """Time for all ranks to come up and join."""
     heartbeat_seconds: Number = Field(default=45.0, ge=5.0)
     """A rank that hasn't answered for this long is reported dead and the group is torn down."""
+
+
+AXES = ("replicate", "shard", "expert", "context", "tensor")
+"""Of the mesh of ranks, the outermost first: neighbours on the last axis are neighbours on a node."""
+DATA_AXES = ("replicate", "shard", "expert")
+"""Ranks that differ on one of these train on different rows; the others on the same."""
+
+
+class ParallelConfig(Frozen):
+    """How the ranks share the model and the data. The product of all sizes is the number of ranks, which the workflow's
+    inputs decide; no result depends on it but for rounding. See docs/from-laptop-to-cluster.md."""
+
+    replicate: int = Field(default=1, ge=1)
+    """Copies of the sharded model. More than 1 keeps gathers of weights within a part of the cluster, such as a node."""
+    shard: int | None = Field(default=None, ge=1)
+    """Ranks that hold a copy together, each a piece of every weight; None: all that the other sizes leave."""
+    tensor: int = Field(default=1, ge=1)
+    """Ranks that compute each layer together, each some of its heads, features and ids; keep them on one node."""
+    expert: int = Field(default=1, ge=1)
+    """Ranks that deal the experts of each layer out among themselves."""
+    context: int = Field(default=1, ge=1)
+    """Ranks that split each row of tokens among themselves."""
+
+    def sizes(self, num_ranks: int) -> dict[str, int]:
+        """Axis -> its size, in the order of AXES.
+
+        Raises:
+            ValueError: their product is not the number of ranks.
+        """
+        given = self.replicate * self.tensor * self.expert * self.context
+        shard = num_ranks // given if self.shard is None else self.shard
+        if given * shard != num_ranks:
+            shown = " x ".join(f"{name} {value}" for name in AXES if (value := getattr(self, name)) not in (1, None))
+            raise ValueError(
+                f"config.parallel: {shown} doesn't make {num_ranks} ranks (nodes x ranks of a node); change the sizes, or "
+                "nodes, gpus_per_node or config.cluster.cpu_ranks_per_node"
+            )
+        return {**{name: getattr(self, name) for name in AXES}, "shard": shard}
+
+    def num_data_ranks(self, num_ranks: int) -> int:
+        """Ranks, or groups of ranks, that train on rows of their own."""
+        return math.prod(size for name, size in self.sizes(num_ranks).items() if name in DATA_AXES)
 
 
 class ClusterShape(Frozen):

@@ -6,7 +6,7 @@ from lib.config.base import Frozen, Number
 from lib.config.data import DataConfig
 from lib.config.model import ModelConfig
 from lib.config.optim import OptimConfig
-from lib.config.parallel import ClusterConfig, ClusterShape
+from lib.config.parallel import ClusterConfig, ClusterShape, ParallelConfig
 from lib.config.train import TrackingConfig, TrainConfig
 
 
@@ -18,6 +18,7 @@ class SftConfig(Frozen):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
 
@@ -47,14 +48,16 @@ class SftJob(Frozen):
 
     @model_validator(mode="after")
     def _ranks_share_evenly(self) -> "SftJob":
-        ranks, data, train = self.shape.num_ranks, self.config.data, self.config.train
+        config, data, train = self.config, self.config.data, self.config.train
+        ranks = config.parallel.num_data_ranks(self.shape.num_ranks)
+        kind = "ranks" if ranks == self.shape.num_ranks else "ranks with rows of their own"
         workers = max(1, data.workers)
         if data.num_streams % (ranks * workers):
             each = f" x {workers} data workers" if workers > 1 else ""
-            raise ValueError(f"config.data.num_streams ({data.num_streams}) is not a multiple of the {ranks} ranks{each}")
+            raise ValueError(f"config.data.num_streams ({data.num_streams}) is not a multiple of the {ranks} {kind}{each}")
         if train.rows_per_step % (ranks * train.rows_per_micro_batch):
             raise ValueError(
-                f"config.train.rows_per_step ({train.rows_per_step}) is not a multiple of {ranks} ranks x "
+                f"config.train.rows_per_step ({train.rows_per_step}) is not a multiple of {ranks} {kind} x "
                 f"{train.rows_per_micro_batch} rows_per_micro_batch"
             )
         if self.config.optim.warmup_steps >= self.steps:

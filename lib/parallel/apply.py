@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lib.config.model import ModelConfig
-from lib.parallel.mesh import SHARD_AXIS
+from lib.parallel.mesh import SHARD_AXIS, sharding_mesh
 from lib.parallel.shared_memory import HostMemory, SharedAllGather, SharedReduceScatter
 
 LAYER_NAME = re.compile(r"(?:.*\.)?layers\.\d+")
@@ -28,12 +28,12 @@ def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> Non
     policy = MixedPrecisionPolicy(
         param_dtype=getattr(torch, config.compute_dtype), reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    on_gpu = mesh.device_type == "cuda"
+    on_gpu, sharding = mesh.device_type == "cuda", sharding_mesh(mesh)
     for layer in layers:
         if config.activation_checkpointing:
             checkpoint(layer)
-        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=on_gpu)
-    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(layer, mesh=sharding, mp_policy=policy, reshard_after_forward=on_gpu)
+    fully_shard(module, mesh=sharding, mp_policy=policy, reshard_after_forward=False)
     memory = None if on_gpu else _host_memory(mesh)
     for part in module.modules():
         if isinstance(part, FSDPModule):

@@ -1,25 +1,51 @@
-"""The mesh of ranks: how a world is cut into axes."""
+"""The mesh of ranks: how a world is cut into axes, and which rows each rank gets."""
+
+from dataclasses import dataclass
+from math import prod
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from lib.config.parallel import ClusterShape
-from lib.core.errors import ConfigError
+from lib.config.parallel import DATA_AXES, ClusterShape, ParallelConfig
 
 SHARD_AXIS = "shard"
-"""Ranks of this axis hold different pieces of each parameter."""
+"""Ranks of this axis hold different pieces of each parameter, and gather it when it is used."""
 REPLICATE_AXIS = "replicate"
 """Ranks of this axis hold the same pieces."""
+TENSOR_AXIS = "tensor"
+"""Ranks of this axis compute parts of each layer, from the same rows."""
+EXPERT_AXIS = "expert"
+CONTEXT_AXIS = "context"
 
 
-def build_mesh(shape: ClusterShape, num_replicas: int = 1) -> DeviceMesh:
-    """All ranks on one shard axis, or `num_replicas` groups of shards. The process group must be up.
+def build_mesh(shape: ClusterShape, parallel: ParallelConfig | None = None) -> DeviceMesh:
+    """The axes that have more than one rank, and always the shard axis. The process group must be up.
 
     Raises:
-        ConfigError: the replicas don't divide the ranks.
+        ValueError: the sizes don't make the number of ranks.
     """
-    if shape.num_ranks % num_replicas:
-        raise ConfigError(f"{num_replicas} replicas don't divide {shape.num_ranks} ranks; choose a divisor")
-    if num_replicas == 1:
-        return init_device_mesh(shape.device, (shape.num_ranks,), mesh_dim_names=(SHARD_AXIS,))
-    sizes = (num_replicas, shape.num_ranks // num_replicas)
-    return init_device_mesh(shape.device, sizes, mesh_dim_names=(REPLICATE_AXIS, SHARD_AXIS))
+    sizes = (parallel or ParallelConfig()).sizes(shape.num_ranks)
+    kept = {name: size for name, size in sizes.items() if size > 1 or name == SHARD_AXIS}
+    return init_device_mesh(shape.device, tuple(kept.values()), mesh_dim_names=tuple(kept))
+
+
+def sharding_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """The axes over which pieces of parameters are gathered and gradients summed."""
+    names = tuple(name for name in (REPLICATE_AXIS, SHARD_AXIS) if name in (mesh.mesh_dim_names or ()))
+    return mesh if names == mesh.mesh_dim_names else mesh[names]
+
+
+@dataclass(frozen=True)
+class DataPlace:
+    """Whose rows a rank trains on."""
+
+    rank: int
+    """Among the ranks that have rows of their own."""
+    num_ranks: int
+    is_first: bool
+    """Of the ranks that have the same rows, this one is counted."""
+
+    @staticmethod
+    def of(rank: int, num_ranks: int, parallel: ParallelConfig) -> "DataPlace":
+        """Of rank `rank` of all `num_ranks`; the same for all ranks that differ on the axes of tensor and context alone."""
+        same = prod(size for name, size in parallel.sizes(num_ranks).items() if name not in DATA_AXES)
+        return DataPlace(rank // same, num_ranks // same, rank % same == 0)

@@ -30,6 +30,8 @@ from lib.models.hf_io import read_spec
 from lib.models.logit_report import LogitReport
 from lib.models.lora import num_trained
 from lib.models.peft_export import why_not_peft
+from lib.parallel.mesh import DataPlace, build_mesh
+from lib.parallel.plan import check_plan
 from lib.parallel.reduce import all_reduce_sum, barrier
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
@@ -68,16 +70,24 @@ class SftWorker(Worker):
         config, info, device = job.config, self.info, torch.device(self.info.device)
         run_dir, model_dir = Path(place["run_dir"]), Path(place["model_dir"])
         first_step = place["resume_step"] + 1
-        seed_process("sft", config.train.seed, info.rank)
-        torch.manual_seed(derive_seed("sft", config.train.seed, info.rank))
+        rows = DataPlace.of(info.rank, info.num_ranks, config.parallel)
+        seed_process("sft", config.train.seed, rows.rank)
+        torch.manual_seed(derive_seed("sft", config.train.seed, rows.rank))
         self.emit({"kind": "phase", "phase": "load", "step": place["resume_step"]})
 
-        module = load_module(config.model, job.shape, model_dir, device, seed=config.train.seed, fresh=first_step == 1)
+        module = load_module(
+            config.model,
+            build_mesh(job.shape, config.parallel),
+            model_dir,
+            device,
+            seed=config.train.seed,
+            fresh=first_step == 1,
+        )
         optimizer, flops = build_optimizer(module, config.optim), FlopCounter(module.decoder.spec, config.model.lora)
         encoder = ChatEncoder.of(Tokenizer.load(model_dir), config.data)
         chats = ChatFeed(config.data, place["data_dir"], str(model_dir), job.sequence_length, config.train.rows_per_step)
         feed = Prefetcher(
-            chats.producers(encoder, rank=info.rank, num_ranks=info.num_ranks),
+            chats.producers(encoder, rank=rows.rank, num_ranks=rows.num_ranks),
             _to_micro_batches(job, encoder.tokenizer.pad_id),
             config.data.prefetch_batches if config.data.workers else 0,
         )
@@ -100,7 +110,7 @@ class SftWorker(Worker):
                 began = time.perf_counter()
                 micro_batches = feed.next_step()
                 ready = time.perf_counter()
-                counts = count_step(micro_batches, flops, part_written=store.part_written())
+                counts = count_step(micro_batches, flops, part_written=store.part_written(), counted=rows.is_first)
                 waits = StepWaits.over_ranks(
                     stall_seconds=ready - began, straggler_seconds=time.perf_counter() - ready, num_ranks=info.num_ranks
                 )
@@ -155,11 +165,12 @@ def run_sft(
         progress: called with the number of steps done and figures to show beside it (see lib/train/supervise.py `tell`).
     Raises:
         ModelError: the logit report is of another model, was not passed, or doesn't prove the packing that is asked for.
-        ConfigError: the model doesn't have what LoRA shall adapt.
+        ConfigError: the model doesn't have what LoRA shall adapt, or can't be cut as config.parallel says.
         RunInUseError: another live process trains in run_dir.
         NonFiniteLossError: names the step and its samples; earlier checkpoints are untouched.
         InfraError: the workers died too often, or a checkpoint couldn't be written.
     """
+    check_plan(job.config.parallel)
     model, data = verify(model_dir), read_manifest(data_dir)
     _check_admitted(report, model.digest, packing=job.config.data.packing)
     num_trained, why_no_adapter = _trained(job, model_dir)
@@ -207,6 +218,7 @@ def run_identity(job: SftJob, *, model_digest: str, data_digest: str) -> str:
             "gpus_per_node": True,
             "config": {
                 "cluster": True,
+                "parallel": True,
                 "tracking": True,
                 "data": {"prefetch_batches", "workers", "worker_kind", "tokenize_first"},
                 "train": {"checkpoint_every", "keep_checkpoints", "max_restarts", "step_deadline_seconds"},

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from lib.config.model import LoraConfig, ModelConfig
-from lib.config.parallel import ClusterShape
 from lib.core.errors import InfraError
 from lib.models.decoder import Decoder
 from lib.models.hf_export import write_hf_folder
@@ -19,7 +19,6 @@ from lib.models.peft_export import why_not_peft, write_adapter
 from lib.models.weights import WeightMap
 from lib.parallel.apply import shard_model
 from lib.parallel.load import full_tensors, load_sharded, trained_tensors
-from lib.parallel.mesh import build_mesh
 from lib.tokens.chat import ChatEncoder
 from lib.train.fallback import FallbackLossModule, fallback_tensors
 from lib.train.step import LossModule
@@ -28,7 +27,7 @@ WEIGHTS, ADAPTER = "hf", "adapter"
 
 
 def load_module(
-    config: ModelConfig, shape: ClusterShape, model_dir: Path, device: torch.device, *, seed: int, fresh: bool
+    config: ModelConfig, mesh: DeviceMesh, model_dir: Path, device: torch.device, *, seed: int, fresh: bool
 ) -> LossModule | FallbackLossModule:
     """The model on this rank. What a checkpoint doesn't hold is read from the model folder; unless `fresh`, the rest is still
     to be filled from one.
@@ -38,7 +37,7 @@ def load_module(
     """
     if is_fallback(model_dir):
         fallback = FallbackLossModule.load(model_dir, device)
-        shard_model(fallback, build_mesh(shape), config)
+        shard_model(fallback, mesh, config)
         return fallback
     family, spec = read_spec(model_dir)
     with torch.device("meta"):
@@ -47,7 +46,7 @@ def load_module(
     if config.lora:
         put_adapters(decoder, config.lora)
         _frozen_as_stored(decoder, CheckpointReader(model_dir), family.weight_map(spec))
-    shard_model(module, build_mesh(shape), config)
+    shard_model(module, mesh, config)
     if fresh or config.lora:
         load_sharded(module, model_dir, device, adapter_seed=seed)
     else:

@@ -84,21 +84,26 @@ class StepCounts:
     """Over all documents and layers; see lib/models/flops.py."""
     num_parts_written: int
     """Ranks whose part of the pending checkpoint is on the disk."""
+    counted: bool
+    """This rank's rows are counted here: of several ranks with the same rows, one's are."""
 
 
-def count_step(micro_batches: Sequence[MicroBatch], flops: FlopCounter, *, part_written: bool) -> StepCounts:
-    """The one collective before the backward pass."""
+def count_step(
+    micro_batches: Sequence[MicroBatch], flops: FlopCounter, *, part_written: bool, counted: bool = True
+) -> StepCounts:
+    """The one collective before the backward pass. Of several ranks with the same rows one is `counted`."""
+    written, micro_batches = int(part_written), micro_batches if counted else ()
     lengths = [span.length for micro in micro_batches for span in micro.layout.spans]
     local = {
         "num_targets": sum(micro.batch.num_targets for micro in micro_batches),
         "num_tokens": sum(lengths),
         "num_slots": sum(micro.batch.token_ids.numel() for micro in micro_batches),
         "num_attention_products": flops.attention_products(lengths),
-        "num_parts_written": int(part_written),
+        "num_parts_written": written,
     }
     weight_sum = sum(micro.batch.weight_sum for micro in micro_batches)
     totals = all_reduce_sum({**local, "weight_sum": float(weight_sum)})
-    return StepCounts(**{key: int(totals[key]) for key in local}, weight_sum=totals["weight_sum"])
+    return StepCounts(**{key: int(totals[key]) for key in local}, weight_sum=totals["weight_sum"], counted=counted)
 
 
 def train_step(
@@ -119,9 +124,10 @@ def train_step(
     """
     optimizer.zero_grad(set_to_none=True)
     total, num_correct = accumulate_gradients(module, micro_batches, denominator=counts.weight_sum, device=device)
-    sums = all_reduce_sum({"loss": total, "num_correct": num_correct})
+    sums = all_reduce_sum({"loss": total * counts.counted, "num_correct": num_correct * counts.counted})
     grad_norm = clip_grad_norm(module.parameters(), max_grad_norm)
-    local_ids = [sample_id for micro in micro_batches for row in micro.batch.sample_ids for sample_id in row]
+    counted = micro_batches if counts.counted else ()
+    local_ids = [sample_id for micro in counted for row in micro.batch.sample_ids for sample_id in row]
     sample_ids = tuple(sample_id for text in gather_texts(json.dumps(local_ids)) for sample_id in json.loads(text))
     loss = sums["loss"] / (counts.weight_sum or 1.0)
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):

@@ -61,6 +61,9 @@ REFUSED = [
     ({"config": {"tracking": {"mlflow": "yes"}}}, "config.tracking.mlflow"),
     ({"config": {"tracking": {"experiment": ""}}}, "config.tracking.experiment"),
     ({"config": {"cluster": {"heartbeat_seconds": 1}}}, "config.cluster.heartbeat_seconds"),
+    ({"config": {"parallel": {"tensor": 0}}}, "config.parallel.tensor"),
+    ({"config": {"parallel": {"tensor": 3}}}, "config.parallel: tensor 3 doesn't make 2 ranks"),
+    ({"config": {"parallel": {"shard": 1}}}, "config.parallel"),
     ({"confіg": {}}, "confіg"),
 ]
 
@@ -109,7 +112,7 @@ def test_every_field_is_documented() -> None:
         "gpus_per_node",
         "ranks_per_node",
     }
-    plain |= {"threads_per_rank", "data", "model", "optim", "train", "cluster", "tracking", "config"}
+    plain |= {"threads_per_rank", "data", "model", "optim", "train", "cluster", "parallel", "tracking", "config"}
 
     def walk(model: type[Frozen]) -> list[str]:
         missing = []

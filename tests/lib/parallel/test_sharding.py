@@ -6,13 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from lib.config.parallel import ClusterShape
-from lib.core.errors import ConfigError
 from lib.models.decoder import Decoder
 from lib.models.hf_io import CheckpointReader, load_full, read_spec
 from lib.models.lora import fill_factors, put_adapters
 from lib.parallel.load import full_tensors
-from lib.parallel.mesh import build_mesh
 from lib.parallel.reduce import all_reduce_sum, barrier, clip_grad_norm
 from tests.lib.models.checkpoints import family_model
 from tests.lib.parallel.ranks import run_here, run_ranks
@@ -199,8 +196,3 @@ def test_nothing_is_scaled_that_should_not_be(gradient: list[float], norm: float
 def test_sums_and_barrier_without_a_process_group() -> None:
     assert all_reduce_sum({"a": 1, "b": 2.5}) == {"a": 1, "b": 2.5}
     barrier(1.0)
-
-
-def test_replicas_must_divide_the_ranks() -> None:
-    with pytest.raises(ConfigError, match="3 replicas don't divide 4 ranks"):
-        build_mesh(ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=4, threads_per_rank=1), num_replicas=3)

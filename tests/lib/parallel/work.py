@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from lib.config.heads import HeadsConfig
 from lib.config.model import LoraConfig, ModelConfig
-from lib.config.parallel import ClusterShape
+from lib.config.parallel import ClusterShape, ParallelConfig
 from lib.core.errors import WorkerDiedError
 from lib.core.examples import IGNORE_INDEX
 from lib.models.decoder import Decoder
@@ -231,7 +231,7 @@ def _sharded(folder: Path, options: dict[str, Any], num_replicas: int = 1) -> tu
         module = LossModule(Decoder(read_spec(folder)[1]))
         if config.lora:
             put_adapters(module.decoder, config.lora)
-    shard_model(module, build_mesh(shape, num_replicas), config)
+    shard_model(module, build_mesh(shape, ParallelConfig(replicate=num_replicas)), config)
     bytes_read = load_sharded(module, folder)
     shift_adapters(module.decoder)
     return module, bytes_read

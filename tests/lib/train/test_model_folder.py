@@ -11,6 +11,7 @@ from lib.models.decoder import Decoder
 from lib.models.hf_io import load_full, read_spec
 from lib.models.layers.documents import DocumentLayout
 from lib.models.lora import fill_factors, put_adapters
+from lib.parallel.mesh import build_mesh
 from lib.train.model_folder import load_module
 from lib.train.step import LossModule
 from tests.lib.parallel.ranks import run_here
@@ -40,7 +41,7 @@ def step(module: LossModule) -> dict[str, Any]:
 def loaded(folder: Path) -> dict[str, Any]:
     shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=1, threads_per_rank=1)
     config = ModelConfig(compute_dtype="float32", lora=LORA, loss_chunk_tokens=8)
-    return step(load_module(config, shape, folder, torch.device("cpu"), seed=SEED, fresh=True))
+    return step(load_module(config, build_mesh(shape), folder, torch.device("cpu"), seed=SEED, fresh=True))
 
 
 def test_frozen_weights_are_kept_as_stored_and_no_bit_depends_on_it(tmp_path: Path) -> None:
