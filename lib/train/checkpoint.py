@@ -16,24 +16,20 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
-from lib.core.artifact import STAGING_PREFIX, Staged, fsync_path, publish, verify, write_durably
+from lib.core.artifact import STAGING_PREFIX, Staged, publish, verify, write_durably
 from lib.core.errors import ArtifactCorruptError, InfraError
-from lib.core.manifest import Json, canonical_json, file_sha256
+from lib.core.manifest import Json, canonical_json
+from lib.train.boxes import Replicas
+from lib.train.parts import PartsReader, read_record, tensors_name, write_part
 from lib.train.state import Piece, TrainState
 
 KIND = "train_state"
 FACTS_NAME = "train_state.json"
 _PREFIX = "step-"
 _LOGGER = logging.getLogger(__name__)
-
-Box = tuple[tuple[int, ...], tuple[int, ...]]
-"""(offset, shape) of a piece in the whole tensor."""
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
@@ -74,8 +70,7 @@ def read_facts(folder: Path) -> Json:
 def read_values(folder: Path) -> list[Json]:
     """[num_ranks] the plain values that each rank saved, by the name of the part of the state that they belong to."""
     num_ranks = read_facts(folder)["num_ranks"]
-    paths = [folder / _part_name("values", rank, num_ranks, "json") for rank in range(num_ranks)]
-    return [json.loads(path.read_text(encoding="utf-8"))["values"] for path in paths]
+    return [read_record(folder, rank, num_ranks)["values"] for rank in range(num_ranks)]
 
 
 class CheckpointStore:
@@ -89,6 +84,7 @@ class CheckpointStore:
     def __init__(self, root: Path, *, keep: int, rank: int, num_ranks: int, attempt: int = 0) -> None:
         """attempt: number of this start of the run; keeps its half-written files apart from those of a start before."""
         self.root, self._keep, self._rank, self._num_ranks, self._attempt = root, keep, rank, num_ranks, attempt
+        self._replicas = Replicas()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._publishing: Future[None] | None = None
@@ -101,9 +97,14 @@ class CheckpointStore:
         return self._writing is not None
 
     def save_async(self, step: int, state: TrainState, facts: Json) -> None:
-        """Copy the state and write this rank's part in the background; the save before must have been finished."""
+        """Copy the state and write this rank's part in the background; the save before must have been finished.
+
+        All ranks must call it. What several of them hold, the lowest writes.
+        """
         assert self._writing is None, "the checkpoint before is not finished"
-        pieces = {name: _copied(piece) for name, piece in state.pieces().items()}
+        pieces = state.pieces()
+        mine = self._replicas.to_write({name: piece.box for name, piece in pieces.items()})
+        pieces = {name: _copied(piece) for name, piece in pieces.items() if name in mine}
         values = state.values()
         self._step = step
         facts = {**facts, "step": step, "num_ranks": self._num_ranks}
@@ -177,19 +178,6 @@ class CheckpointStore:
         )
 
 
-def write_part(staging: Path, pieces: dict[str, Piece], values: Json, *, rank: int, num_ranks: int) -> None:
-    """Write one rank's two files into `staging` and flush them to the disk."""
-    staging.mkdir(parents=True, exist_ok=True)
-    boxes = {name: {"shape": piece.shape, "offset": piece.offset} for name, piece in pieces.items()}
-    tensors_path = staging / _part_name("state", rank, num_ranks, "safetensors")
-    save_file({name: piece.local for name, piece in pieces.items()}, tensors_path, metadata={"boxes": canonical_json(boxes)})
-    with ThreadPoolExecutor(max_workers=1) as flusher:  # the disk and the hash need no part of each other
-        flushed = flusher.submit(fsync_path, tensors_path)
-        record = {"sha256": file_sha256(tensors_path), "values": values}
-        flushed.result()
-    write_durably(staging / _part_name("values", rank, num_ranks, "json"), canonical_json(record))
-
-
 def load_state(folder: Path, state: TrainState, *, rank: int, num_ranks: int) -> Json:
     """Take over a checkpoint's state as rank `rank` of `num_ranks`, which may differ from the number that saved it.
 
@@ -200,69 +188,12 @@ def load_state(folder: Path, state: TrainState, *, rank: int, num_ranks: int) ->
     """
     facts = read_facts(folder)
     num_saved = facts["num_ranks"]
-    paths = [folder / _part_name("state", r, num_saved, "safetensors") for r in range(num_saved)]
-    if num_saved == num_ranks:
-        paths.insert(0, paths.pop(rank))  # its own part first: it holds all that this rank needs
-    reader = _PartsReader(paths)
+    reader = PartsReader(folder, rank=rank * num_saved // num_ranks, num_ranks=num_saved)
     try:
         state.load(reader.fetch, read_values(folder), rank=rank, num_ranks=num_ranks)
     finally:
         reader.close()
     return facts
-
-
-class _PartsReader:
-    """Boxes of whole tensors, put together from the parts of all ranks."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
-        self._open: dict[Path, tuple[Any, dict[str, Box]]] = {}
-
-    def close(self) -> None:
-        self._open.clear()
-
-    def _part(self, path: Path) -> tuple[Any, dict[str, Box]]:
-        if path not in self._open:
-            stream: Any = safe_open(path, framework="pt")
-            placed = json.loads(stream.metadata()["boxes"])
-            boxes = {
-                name: (tuple(placed[name]["offset"]), tuple(stream.get_slice(name).get_shape()))
-                for name in stream.keys()  # noqa: SIM118
-            }
-            self._open[path] = (stream, boxes)
-        return self._open[path]
-
-    def fetch(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
-        """The box at `offset` with `shape`. Parts are cut along the first dimension only."""
-        first, num_rows = (offset[0], shape[0]) if shape else (0, 1)
-        pieces: list[torch.Tensor] = []
-        have = 0
-        while have < num_rows or not pieces:
-            found = self._rows(name, first + have, num_rows - have, whole_row=shape[1:])
-            if found is None:
-                raise ArtifactCorruptError(f"{self._paths[0].parent}: no part holds row {first + have} of {name!r}")
-            pieces.append(found)
-            have += found.shape[0] if shape else 1
-        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-
-    def _rows(self, name: str, first: int, num_rows: int, *, whole_row: tuple[int, ...]) -> torch.Tensor | None:
-        """As many of the rows from `first` on as one part holds; None if no part holds row `first`."""
-        for path in self._paths:
-            stream, boxes = self._part(path)
-            if name not in boxes:
-                continue
-            offset, shape = boxes[name]
-            if not shape:
-                return stream.get_tensor(name)  # type: ignore[no-any-return]
-            assert shape[1:] == whole_row and not any(offset[1:]), f"{name} is cut along more than its first dimension"
-            begin = first - offset[0]
-            if 0 <= begin < shape[0] or (num_rows == 0 and begin >= 0):
-                return stream.get_slice(name)[begin : begin + num_rows]  # type: ignore[no-any-return]
-        return None
-
-
-def _part_name(kind: str, rank: int, num_ranks: int, suffix: str) -> str:
-    return f"{kind}-{rank:05d}-of-{num_ranks:05d}.{suffix}"
 
 
 def _copied(piece: Piece) -> Piece:
@@ -272,8 +203,7 @@ def _copied(piece: Piece) -> Piece:
 def _staged(staging: Path, step: int, num_ranks: int) -> Staged:
     staged = Staged(staging, meta={"step": step, "num_ranks": num_ranks})
     for rank in range(num_ranks):
-        record = json.loads((staging / _part_name("values", rank, num_ranks, "json")).read_text(encoding="utf-8"))
-        staged.known_sha256[_part_name("state", rank, num_ranks, "safetensors")] = record["sha256"]
+        staged.known_sha256[tensors_name(rank, num_ranks)] = read_record(staging, rank, num_ranks)["sha256"]
     return staged
 
 

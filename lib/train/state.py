@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lib.core.manifest import Json
+from lib.train.boxes import Box
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Piece:
     """Of the whole tensor."""
     offset: tuple[int, ...]
     """Where `local` begins in the whole."""
+
+    @property
+    def box(self) -> Box:
+        return Box(self.offset, tuple(self.local.shape))
 
 
 Fetch = Callable[[str, tuple[int, ...], tuple[int, ...]], torch.Tensor]
