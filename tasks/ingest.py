@@ -18,12 +18,11 @@ from tasks.shard_type import Shard
 from tasks.sources import RawData, RawDataSource
 
 if TYPE_CHECKING:
-    from lib.data import merging, rows, shards, sources
+    from lib.data import merging, shards, sources
     from lib.rewards import catalogue
 else:
     catalogue = lazy("lib.rewards.catalogue")
     merging = lazy("lib.data.merging")
-    rows = lazy("lib.data.rows")
     shards = lazy("lib.data.shards")
     sources = lazy("lib.data.sources")
 
@@ -43,12 +42,11 @@ def list_shards(source: RawData, config: RowsConfig) -> list[Shard]:
 @task(cache=CACHED, container_image=CPU_IMAGE, requests=MEDIUM, retries=RETRIES, timeout=SHORT)
 @retry_infrastructure
 def ingest_shard(shard: Shard) -> Dataset:
-    """Check every row of a shard; a bad one is an error that names its place, unless it is to be dropped."""
+    """Check every row of a shard to be copied; a bad one is an error that names its place, unless it is to be dropped."""
     share_credentials(shard.files[0].opened_by)
     dataset = DatasetFolder.create()
     with dataset.write() as staged, bar("ingest", "rows") as shown:
-        staged.lineage["source"] = shard.digest
-        rows.ingest_part(shards.open_shard(shard), staged, shown.add, config=shard.rows, title=shard.title)
+        shards.ingest_shard(shard, staged, shown.add)
     return dataset
 
 

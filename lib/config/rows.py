@@ -23,6 +23,9 @@ class RowsConfig(Frozen):
     """Name of the layout, as listed in docs/data-formats.md; empty for the one that fits the columns."""
     ignored: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(default=(), max_length=1024)
     """Columns to leave out; any other column that the layout doesn't know is an error."""
+    read: Literal["auto", "copy", "in_place"] = "auto"
+    """When: once, into a data set that holds them checked, or each time they are used, from where they are. By itself
+    "auto" copies up to 64 GiB of files and reads more in place. Batches are the same."""
     bad_rows: Literal["refuse", "drop"] = "refuse"
     """Rows that can't be used: an error that lists them, or left out and counted."""
     verifiers: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(default=(), max_length=1024)

@@ -1,6 +1,6 @@
-"""Checked examples in splits: of an ingested data set, or straight from a source, checked as they are read."""
+"""Checked examples in splits: of a data set that holds them, or straight from a source, checked as they are read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,13 @@ from lib.core.errors import DataError
 from lib.core.examples import Completion, Conversation, Event, EventSequence, Example, Message, PreferencePair, Prompt
 from lib.core.manifest import MANIFEST_NAME, digest_of
 from lib.data.checks import RowRefused
+from lib.data.in_place import FORMAT as IN_PLACE
+from lib.data.in_place import read_places
 from lib.data.mixture import OWN_DATA
+from lib.data.rows import checked_row
 from lib.data.schemas.arrow import TYPE_OF
 from lib.data.schemas.layouts import Layout, find_layout
+from lib.data.shards import open_shard
 from lib.data.shuffle import ExampleSource, SourceRow
 from lib.data.sources import open_source
 from lib.data.sources_types import RowSource
@@ -49,6 +53,8 @@ class CheckedExamples:
 
     source: RowSource
     layout: Layout
+    verifiers: Sequence[str] = ()
+    """That prompts may name; empty: any."""
 
     @property
     def digest(self) -> str:
@@ -62,9 +68,7 @@ class CheckedExamples:
         """See ExampleSource.read."""
         for number, raw in enumerate(self.source.read(split, start, step)):
             try:
-                if raw.problem is not None:
-                    raise RowRefused(raw.problem)
-                example = self.layout.check(raw.value, raw.place)
+                example = checked_row(raw, self.layout, self.verifiers)
             except RowRefused as refused:
                 raise DataError(f"{raw.place}: {refused}; correct or remove the row") from refused
             yield SourceRow(start + number * step, num_characters(example), example)
@@ -81,11 +85,22 @@ def open_examples(where: str | Path, row_type: type[Example], *, kind: Kind) -> 
         ArtifactCorruptError: a file of the data set is missing or altered.
     """
     if (Path(where) / MANIFEST_NAME).is_file():
-        if kind == "conversation" and read_manifest(Path(where)).meta.get("format") == TOKENIZED:
+        held = read_manifest(Path(where)).meta.get("format")
+        if kind == "conversation" and held == TOKENIZED:
             return TokenizedExamples.open(Path(where))
+        if held == IN_PLACE:
+            return _open_in_place(Path(where), kind)
         return TableExamples(ExampleTable.open(Path(where), row_type))
     source = open_source(where)
     return CheckedExamples(source, find_layout(source, RowsConfig(kind=kind)))
+
+
+def _open_in_place(folder: Path, kind: Kind) -> CheckedExamples:
+    shard = read_places(folder)
+    if shard.rows.kind != kind:
+        raise DataError(f"{folder}: says where examples of kind {shard.rows.kind!r} are, expected a data set of kind {kind!r}")
+    source = open_shard(shard)
+    return CheckedExamples(source, find_layout(source, shard.rows), shard.rows.verifiers)
 
 
 def kind_held(where: str | Path) -> Kind | None:
@@ -98,6 +113,8 @@ def kind_held(where: str | Path) -> Kind | None:
         return None
     manifest = read_manifest(Path(where))
     held: Any = manifest.meta.get("format")
+    if held == IN_PLACE:
+        return read_places(Path(where)).rows.kind
     found: Kind = "conversation" if held == TOKENIZED else held
     if found not in TYPE_OF:
         raise DataError(f"{where}: holds a {manifest.kind!r} artifact, expected a data set")

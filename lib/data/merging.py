@@ -10,6 +10,7 @@ import pyarrow as pa
 from lib.core.artifact import Staged, read_manifest
 from lib.core.errors import DataError
 from lib.core.manifest import Manifest, digest_of
+from lib.data.in_place import write_places
 from lib.data.rows import MAX_SHOWN, ShardWriter, bad_rows_message, counts_of
 from lib.data.schemas.arrow import from_record
 from lib.data.shard import SourceShard
@@ -34,6 +35,11 @@ def merge_parts(
     if not parts:
         raise DataError("there are no shards to merge; the source holds no rows")
     manifests = [read_manifest(part) for part in parts]
+    if shards[0].rows.read == "in_place":
+        assert len(shards) == len(parts) == 1, f"a source that is read in place has {len(shards)} shards"
+        staged.lineage["source"] = shards[0].content
+        write_places(shards[0], staged)
+        return
     _check_whole(shards, manifests)
     totals = _Totals(shards[0].source, shards[0].rows.bad_rows)
     first = manifests[0].meta
@@ -53,7 +59,7 @@ def merge_parts(
     totals.finish()
     staged.counts.update(totals.counts)
     staged.meta.update(format=first["format"], layout=first["layout"], splits=splits)
-    staged.lineage["source"] = digest_of([shard.digest for shard in shards])
+    staged.lineage["source"] = digest_of([shard.content for shard in shards])
     if totals.problems:
         staged.info["dropped"] = totals.problems
 

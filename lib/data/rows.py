@@ -15,7 +15,7 @@ from lib.core.examples import Conversation, EventSequence, Example, PreferencePa
 from lib.data.checks import RowRefused
 from lib.data.schemas.arrow import SCHEMAS, Record, num_characters, to_record
 from lib.data.schemas.layouts import Layout, find_layout
-from lib.data.sources import RowSource, open_source
+from lib.data.sources import RawRow, RowSource, open_source
 
 MAX_SHOWN = 20
 """Bad rows listed in an error; all are counted."""
@@ -131,11 +131,7 @@ class Checked:
             if self.num_seen % _PROGRESS_ROWS == 0:
                 self.progress(_PROGRESS_ROWS)
             try:
-                if raw.problem is not None:
-                    raise RowRefused(raw.problem)
-                example = self.layout.check(raw.value, raw.place)
-                if isinstance(example, Prompt) and self.verifiers and example.verifier not in self.verifiers:
-                    raise RowRefused(f"verifier {example.verifier!r} is no reward; expected one of {', '.join(self.verifiers)}")
+                example = checked_row(raw, self.layout, self.verifiers)
                 if (earlier := self.place_of.setdefault(example.sample_id, raw.place)) != raw.place:
                     raise RowRefused(f"id {example.sample_id!r} is taken by {earlier}; give each row its own")
             except RowRefused as refused:
@@ -156,6 +152,22 @@ class Checked:
     def message(self, source: str) -> str:
         """The bad rows of `source`, as an error lists them."""
         return bad_rows_message(self.problems, self.num_bad, self.num_seen, source)
+
+
+def checked_row(raw: RawRow, layout: Layout, verifiers: Sequence[str] = ()) -> Example:
+    """A row as an example.
+
+    Args:
+        verifiers: that a prompt may name; empty: any.
+    Raises:
+        RowRefused: what is wrong with it.
+    """
+    if raw.problem is not None:
+        raise RowRefused(raw.problem)
+    example = layout.check(raw.value, raw.place)
+    if isinstance(example, Prompt) and verifiers and example.verifier not in verifiers:
+        raise RowRefused(f"verifier {example.verifier!r} is no reward; expected one of {', '.join(verifiers)}")
+    return example
 
 
 def bad_rows_message(problems: list[str], num_bad: int, num_seen: int, source: str) -> str:

@@ -39,7 +39,14 @@ class SourceShard(Frozen):
         return self.source if self.num_shards == 1 else f"{self.source} (part {self.number} of {self.num_shards})"
 
     @property
-    def digest(self) -> str:
-        """Of all that decides its examples: content, not place."""
+    def content(self) -> str:
+        """Digest of all that decides its examples: what is in the files, and not where they are."""
         files = [[file.name, file.size_bytes, file.stamp] for file in self.files]
         return digest_of([files, self.first, self.stop, self.rows.model_dump(mode="json")])
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides what is made of it: its content, and where the rows stay where they are, the places, too."""
+        if self.rows.read != "in_place":
+            return self.content
+        return digest_of([self.content, self.source, *([file.opened_by, file.path, *file.guard] for file in self.files)])

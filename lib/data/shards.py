@@ -1,10 +1,14 @@
-"""A source cut into shards, so that each is ingested on its own."""
+"""A source cut into shards, so that each is ingested on its own; one too large to be kept twice is a single shard."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 from lib.config.rows import RowsConfig
-from lib.data.rows import settled
+from lib.core.artifact import Staged
+from lib.core.errors import ConfigError
+from lib.data.in_place import write_places
+from lib.data.rows import ingest_part, settled
 from lib.data.shard import ShardFile, SourceShard
 from lib.data.sources import FileSource
 from lib.data.sources_listing import SourceFile, filesystem_at
@@ -13,6 +17,8 @@ SHARD_BYTES = 512 << 20
 """A shard has about so many at most, of files as they are stored; a quarter of it makes a shard of its own."""
 MAX_SHARDS = 1000
 """More data makes larger shards instead."""
+MOST_COPIED_BYTES = 64 << 30
+"""Sources with more are read in place, unless the configuration says otherwise."""
 
 
 def plan_shards(source: FileSource, title: str, config: RowsConfig, shard_bytes: int = SHARD_BYTES) -> list[SourceShard]:
@@ -24,13 +30,15 @@ def plan_shards(source: FileSource, title: str, config: RowsConfig, shard_bytes:
         title: what errors call the source.
     Raises:
         DataError: no rows, or of no known layout.
+        ConfigError: rows shall be read in place, and bad ones dropped.
     """
-    rows = settled(config, source, title)
+    rows = settled(config, source, title).model_copy(update={"read": _how_read(source, config, title)})
     if rows.kind != "prompt":
         rows = rows.model_copy(update={"verifiers": ()})  # so that a new reward changes no other rows' shards
     while sum(file.size_bytes for file in source.files) > shard_bytes * MAX_SHARDS:
         shard_bytes *= 2
-    parts = list(_parts(source, shard_bytes))
+    whole = (source.files, 0, len(source.splits))
+    parts = [whole] if rows.read == "in_place" else list(_parts(source, shard_bytes))
     return [
         SourceShard(
             source=title,
@@ -45,6 +53,22 @@ def plan_shards(source: FileSource, title: str, config: RowsConfig, shard_bytes:
     ]
 
 
+def ingest_shard(shard: SourceShard, staged: Staged, progress: Callable[[int], None]) -> None:
+    """Check every row of a shard and keep them, or record where they are.
+
+    Args:
+        staged: see `ingest_dataset`.
+        progress: called with the number of rows read since the last call.
+    Raises:
+        DataError: rows that can't be used.
+    """
+    staged.lineage["source"] = shard.content
+    if shard.rows.read == "in_place":
+        write_places(shard, staged)
+    else:
+        ingest_part(open_shard(shard), staged, progress, config=shard.rows, title=shard.title)
+
+
 def open_shard(shard: SourceShard) -> FileSource:
     """The rows of a shard, wherever it was planned.
 
@@ -53,6 +77,19 @@ def open_shard(shard: SourceShard) -> FileSource:
     """
     files = [SourceFile(**dict(file), filesystem=filesystem_at(file.opened_by)[0]) for file in shard.files]
     return FileSource(files, first=shard.first, stop=shard.stop)
+
+
+def _how_read(source: FileSource, config: RowsConfig, title: str) -> Literal["copy", "in_place"]:
+    """Rows that are bad can be left out of a copy only: in place their neighbours' numbers would change with them."""
+    if config.read == "in_place" and config.bad_rows == "drop":
+        raise ConfigError(
+            f"{title}: rows that are read in place (read: in_place) can't be dropped (bad_rows: drop); set read: copy, or "
+            "bad_rows: refuse and correct the rows"
+        )
+    if config.read != "auto":
+        return config.read
+    num_bytes = sum(file.size_bytes for file in source.files)
+    return "in_place" if num_bytes > MOST_COPIED_BYTES and config.bad_rows == "refuse" else "copy"
 
 
 def _parts(source: FileSource, shard_bytes: int) -> Iterator[tuple[Sequence[SourceFile], int, int]]:

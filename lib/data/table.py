@@ -11,6 +11,7 @@ import pyarrow as pa
 from lib.core.artifact import verify
 from lib.core.errors import DataError
 from lib.core.examples import Conversation, Example, Message
+from lib.data.in_place import FORMAT as IN_PLACE
 from lib.data.schemas.arrow import KIND_OF, SCHEMAS, from_record
 from lib.data.sources_types import Split
 
@@ -45,6 +46,8 @@ class ExampleTable(Generic[Row]):
         kind = KIND_OF[row_type]
         manifest = verify(folder)
         found = manifest.meta.get("format")
+        if found == IN_PLACE:
+            raise DataError(f"{folder}: says where rows are and holds none; ingest them with `read: copy`")
         if found != kind:
             held = f"examples of kind {found!r}" if found in SCHEMAS else f"a {manifest.kind!r} artifact"
             raise DataError(f"{folder}: holds {held}, expected a data set of kind {kind!r}")

@@ -86,7 +86,7 @@ def _page(
         length_labels=[f"≤ {end}" for end, _ in packing["length_histogram"]],
         length_counts=[count for _, count in packing["length_histogram"]],
         packing_facts={
-            "Rows ingested, of rows seen": f"{data['rows_kept']:,} of {data['rows_seen']:,}",
+            **_rows(data),
             "Documents used": f"{packing['documents']:,} in {packing['rows']:,} packed rows",
             "Documents in a packed row": f"{packing['documents_per_row']:.1f}",
             "Documents cut": f"{packing['truncated']:,}",
@@ -106,6 +106,13 @@ def _page(
         lineage=lineage | checkpoint.versions,
         config=json.dumps(train["job"], indent=1),
     )
+
+
+def _rows(counts: Mapping[str, int]) -> dict[str, str]:
+    """Of the data set trained on: one that is read in place has nothing counted but files."""
+    if "rows_seen" not in counts:
+        return {"Rows read in place": f"{counts['files']:,} files, {counts['size_bytes'] / (1 << 30):,.2f} GiB"}
+    return {"Rows ingested, of rows seen": f"{counts['rows_kept']:,} of {counts['rows_seen']:,}"}
 
 
 def _tiles(summary: Json) -> list[tuple[str, str, str]]:

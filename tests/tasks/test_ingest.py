@@ -12,13 +12,14 @@ from flytekit.core.promise import Promise
 from flytekit.core.type_engine import TypeEngine
 from fsspec.implementations.memory import MemoryFileSystem
 
+from lib.config.rows import RowsConfig
 from lib.core.artifact import read_manifest, stage_artifact
 from lib.core.errors import DataError
 from lib.data import shards
 from lib.data.rows import ingest_dataset
 from tasks.artifacts import DatasetFolder
 from tasks.sources import RawData
-from workflows.ingest import ingest
+from workflows.ingest import ROWS, ingest
 
 EXECUTED, CACHED = "executed", "cached"
 
@@ -40,11 +41,11 @@ def _rows(*texts: str) -> str:
     return "".join(json.dumps({"messages": found}) + "\n" for found in turns)
 
 
-def _run(ledger: Path, source: Path | Promise) -> tuple[DatasetFolder, list[tuple[str, str]]]:
+def _run(ledger: Path, source: Path | Promise, config: RowsConfig = ROWS) -> tuple[DatasetFolder, list[tuple[str, str]]]:
     """The data set, and what the ledger says about this run: (event, task)."""
     ledger.unlink(missing_ok=True)
     TypeEngine._LITERAL_CACHE.clear()  # one launch of pyflyte converts its inputs once
-    dataset = ingest(source=str(source) if isinstance(source, Path) else source)
+    dataset = ingest(source=str(source) if isinstance(source, Path) else source, config=config)
     return dataset, _events(ledger)
 
 
@@ -94,6 +95,18 @@ def test_a_data_set_that_moved_or_was_touched_is_the_same(ledger: Path, source: 
     (source / "a.jsonl").touch()
     moved = source.rename(tmp_path / "elsewhere")
     assert _run(ledger, moved)[1] == _each(CACHED, CACHED, CACHED, merge=CACHED)
+
+
+def test_rows_left_in_place_are_recorded_anew_when_they_move(ledger: Path, source: Path, tmp_path: Path) -> None:
+    """[I2] One shard, however many files. Unchanged: cached. Moved: written again, so that no old place is handed on, as the
+    same data set: nothing after it runs."""
+    in_place = RowsConfig(read="in_place")
+    first, events = _run(ledger, source, in_place)
+    assert events == _each(EXECUTED, merge=EXECUTED)
+    assert _run(ledger, source, in_place)[1] == _each(CACHED, merge=CACHED)
+    second, events = _run(ledger, source.rename(tmp_path / "elsewhere"), in_place)
+    assert events == _each(EXECUTED, merge=EXECUTED)
+    assert second.digest == first.digest
 
 
 def test_rows_replaced_behind_a_fixed_address_are_ingested(ledger: Path) -> None:

@@ -8,6 +8,8 @@ from lib.config.quality import CleanConfig, ContaminationConfig, SplitConfig
 from lib.core.artifact import Staged, read_manifest
 from lib.core.errors import DataError
 from lib.core.manifest import canonical_json
+from lib.data.in_place import FORMAT as IN_PLACE
+from lib.data.in_place import read_places
 from lib.data.quality.clean import Choice, find_contaminated, find_duplicates, held_out, read_all
 from lib.data.quality.report import REPORT_NAME, check_rows
 from lib.data.quality.subset import write_subset
@@ -66,6 +68,8 @@ def open_rows(folder: Path) -> ExampleTable[Any]:
         DataError: the artifact is no data set.
     """
     found = read_manifest(folder).meta.get("format")
+    if found == IN_PLACE:
+        found = read_places(folder).rows.kind
     if found not in TYPE_OF:
         raise DataError(f"{folder}: no data set of examples, but {found!r}; ingest the rows first")
     return ExampleTable.open(folder, TYPE_OF[found])
