@@ -17,7 +17,7 @@ class WeightAt(Frozen):
     """A point of a weight's schedule."""
 
     step: int = Field(ge=0)
-    """Optimizer step."""
+    """Optimizer steps that are done before the one whose rows are drawn."""
     weight: Number = Field(ge=0.0)
     """Between two points the weight changes evenly; before the first and after the last it stays."""
 

@@ -25,7 +25,7 @@ def merge_parts(
 
     Args:
         shards: of the source, in order.
-        parts: data sets made of them by `ingest_part`, one for each.
+        parts: data sets made of them by `ingest_shard`, one for each.
         staged: see `ingest_dataset`.
         progress: called with the number of rows since the last call.
     Raises:
@@ -35,12 +35,12 @@ def merge_parts(
     if not parts:
         raise DataError("there are no shards to merge; the source holds no rows")
     manifests = [read_manifest(part) for part in parts]
+    _check_whole(shards, manifests)
     if shards[0].rows.read == "in_place":
-        assert len(shards) == len(parts) == 1, f"a source that is read in place has {len(shards)} shards"
+        assert len(shards) == 1, f"a source that is read in place has {len(shards)} shards"
         staged.lineage["source"] = shards[0].content
         write_places(shards[0], staged)
         return
-    _check_whole(shards, manifests)
     totals = _Totals(shards[0].source, shards[0].rows.bad_rows)
     first = manifests[0].meta
     writer = ShardWriter(staged.path, first["format"])
@@ -136,9 +136,8 @@ def _check_whole(shards: Sequence[SourceShard], manifests: Sequence[Manifest]) -
     if len(shards) != len(manifests):
         raise DataError(f"{len(manifests)} parts of {len(shards)} shards; ingest the source again")
     for shard, manifest in zip(shards, manifests):
-        splits, names = manifest.meta["splits"], {file.name for file in shard.files}
-        if len(splits) != shard.stop - shard.first or not {name for name, _ in splits} <= names:
-            raise DataError(f"{shard.title}: its part holds {len(splits)} other splits; ingest the source again")
+        if manifest.lineage.get("source") != shard.content:
+            raise DataError(f"{shard.title}: its part was made of other rows; ingest the source again")
 
 
 def _repeated(parts: Sequence[Path]) -> np.ndarray:

@@ -17,9 +17,9 @@ from lib.core.errors import DataError
 from lib.data import rows as rows_module
 from lib.data import sources_jsonl
 from lib.data.merging import merge_parts
-from lib.data.rows import ingest_dataset, ingest_part
+from lib.data.rows import ingest_dataset
 from lib.data.shard import SourceShard
-from lib.data.shards import open_shard, plan_shards
+from lib.data.shards import ingest_shard, plan_shards
 from lib.data.sources import open_source
 
 DROP = RowsConfig(bad_rows="drop")
@@ -48,7 +48,7 @@ def _parts(shards: list[SourceShard], out: Path) -> list[Path]:
     found = [out / f"part-{number}" for number in range(len(shards))]
     for shard, part in zip(shards, found):
         with stage_artifact(part, "dataset") as staged:
-            ingest_part(open_shard(shard), staged, config=shard.rows, title=shard.title)
+            ingest_shard(shard, staged, lambda _: None)
     return found
 
 
@@ -128,6 +128,17 @@ def test_a_gap_is_refused(tmp_path: Path) -> None:
     for wrong in (parts[:2], [parts[0], parts[0], parts[2]], [parts[1], parts[0], parts[2]], []):
         with pytest.raises(DataError, match=r"ingest the source again|no shards"):
             _merge(shards, wrong, tmp_path / "merged")
+
+
+def test_ranges_of_one_file_are_not_mistaken_for_each_other(tmp_path: Path) -> None:
+    """Parts of as many splits and rows as wanted, of the right file, but in another order."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.parquet").write_bytes(_parquet([_row(None, f"{number:04d}") for number in range(12)]))
+    shards = _shards(tmp_path / "rows", RowsConfig(), 1)
+    parts = _parts(shards, tmp_path)
+    assert len(parts) == 4
+    with pytest.raises(DataError, match=r"rows \(part 2 of 4\): its part was made of other rows"):
+        _merge(shards, [parts[0], parts[2], parts[1], parts[3]], tmp_path / "merged")
 
 
 def test_a_bad_row_names_its_part(tmp_path: Path) -> None:

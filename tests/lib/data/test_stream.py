@@ -316,3 +316,19 @@ def test_data_of_which_nothing_can_be_used_ends_with_an_error(policy: str) -> No
     stream = PackedStream({OWN_DATA: source_of([20], [99])}, PLAIN, config, sequence_length=16, rows_per_step=4)
     with pytest.raises(DataError, match="raise sequence_length"):
         stream.next_step()
+
+
+def test_a_row_is_drawn_by_the_weights_of_its_step() -> None:
+    """Source a alone until step 4, b alone from step 5 on, a document a row and no window: of the 4 rows of each step all are
+    a's before, all b's after. Whatever is read ahead, a step's rows are those of its own weights."""
+    sides = {"a": [(4, 1.0), (5, 0.0)], "b": [(4, 0.0), (5, 1.0)]}
+    mixture = [
+        {"name": name, "location": f"/{name}", "schedule": [{"step": step, "weight": weight} for step, weight in points]}
+        for name, points in sides.items()
+    ]
+    config = _config(mixture=mixture, packing="pad", open_packs=1, num_streams=4)
+    sources = {name: source_of([50], prefix=name) for name in sides}
+    stream = PackedStream(sources, PLAIN, config, sequence_length=LENGTH, rows_per_step=ROWS_PER_STEP)
+    for step in range(10):
+        names = [name[0] for row in stream.next_step().rows for name in row.sample_ids]
+        assert names == ["a" if step <= 4 else "b"] * ROWS_PER_STEP
