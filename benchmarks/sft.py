@@ -36,6 +36,7 @@ from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 from lib.train.meters import METRICS_NAME, TIMINGS_NAME, read_rows
 from lib.train.optim import learning_rate_at
+from lib.train.run import RunInputs
 
 ASSETS = Path(".quickstart")
 THREADS = 2
@@ -79,8 +80,8 @@ def run_ours(root: Path, name: str, job: SftJob) -> dict[str, Any]:
     """{"losses", "sample_ids", "seconds"} by step."""
     run_dir = root / name
     with stage_artifact(root / f"{name}-checkpoint", "checkpoint") as out:
-        inputs = (job, root / "model", root / "data", read_logit_report(root / "report"), out)
-        run_sft(*inputs, run_dir=run_dir, group_factory=LocalGroup, progress=lambda count, **figures: None)
+        inputs = RunInputs(root / "model", root / "data", read_logit_report(root / "report"), run_dir)
+        run_sft(job, inputs, out, group_factory=LocalGroup, progress=lambda count, **figures: None)
     metrics, timings = read_rows(run_dir / METRICS_NAME), read_rows(run_dir / TIMINGS_NAME)
     return {
         "losses": [row["loss"] for row in metrics],

@@ -35,7 +35,7 @@ from lib.models.decoder import Decoder
 from lib.models.flops import FlopCounter
 from lib.models.hf_io import load_full, read_spec
 from lib.models.spec import DecoderSpec
-from lib.train.step import LossModule, MicroBatch, accumulate_gradients
+from lib.train.step import LossModule, MicroBatch, NextToken, accumulate_gradients
 
 CONFIG = {
     "vocab_size": 8192,
@@ -98,8 +98,8 @@ def our_step(module: LossModule, micro_batches: Sequence[MicroBatch]) -> Step:
     num_targets = sum(micro.batch.num_targets for micro in micro_batches)
 
     def backward() -> float:
-        total, _ = accumulate_gradients(module, micro_batches, denominator=num_targets, device=torch.device("cpu"))
-        return total / num_targets
+        divisors, device = {"loss": float(num_targets)}, torch.device("cpu")
+        return accumulate_gradients(module, micro_batches, NextToken(), divisors=divisors, device=device)["loss"] / num_targets
 
     return _with_optimizer(module, backward)
 

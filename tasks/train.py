@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from lib.cluster import ray_backend
     from lib.models import logit_report
     from lib.recipes import sft
+    from lib.train import run
 else:
     ray_backend = lazy("lib.cluster.ray_backend")
     logit_report = lazy("lib.models.logit_report")
+    run = lazy("lib.train.run")
     sft = lazy("lib.recipes.sft")
 
 
@@ -58,13 +60,13 @@ def train_tokens_on_ray(model: ModelArtifact, tokens: TokenizedDataset, report: 
 
 
 def _train(model: Artifact, data: Artifact, report: Artifact, job: SftJob) -> CheckpointFolder:
-    identity = sft.run_identity(job, model_digest=model.digest, data_digest=data.digest)
+    identity = run.run_identity(sft.NAME, job, model_digest=model.digest, data_digest=data.digest)
     run_dir = runs_root() / f"sft-{identity[:16]}-{code_version(__name__, '_train', __file__)[:8]}"
     checkpoint = CheckpointFolder.create()
     with checkpoint.write() as out, bar("train", "steps", job.steps) as shown:
         out.lineage["logit_report"] = report.digest
-        inputs = (job, model.open(), data.open(), logit_report.read_logit_report(report.open()), out)
-        sft.run_sft(*inputs, run_dir=run_dir, group_factory=ray_backend.RayGroup, progress=shown.tell)
+        inputs = run.RunInputs(model.open(), data.open(), logit_report.read_logit_report(report.open()), run_dir)
+        sft.run_sft(job, inputs, out, group_factory=ray_backend.RayGroup, progress=shown.tell)
     return checkpoint
 
 

@@ -35,6 +35,7 @@ from lib.recipes.sft import run_sft
 from lib.recipes.verify_model import LOGPROB_LIMIT, check_model
 from lib.tokens.tokenizer import Tokenizer
 from lib.train.meters import METRICS_NAME, read_rows
+from lib.train.run import RunInputs
 from tests.adapter_engine import engine_difference
 from tests.lib.models.adapters import all_targets
 
@@ -133,8 +134,9 @@ def run_family(family: str, root: Path, steps: int, *, what: str) -> dict[str, A
     with stage_artifact(root / "report", "logit_report") as staged:
         write_logit_report(build_logit_report(root / "model", num_configs=2), read_manifest(root / "model").digest, staged)
     with stage_artifact(root / "checkpoint", "checkpoint") as out:
-        inputs = (make_job(family, steps, lora=lora), root / "model", root / "data", read_logit_report(root / "report"), out)
-        run_sft(*inputs, run_dir=root / "run", group_factory=LocalGroup, progress=lambda count, **figures: None)
+        inputs = RunInputs(root / "model", root / "data", read_logit_report(root / "report"), root / "run")
+        job = make_job(family, steps, lora=lora)
+        run_sft(job, inputs, out, group_factory=LocalGroup, progress=lambda count, **figures: None)
     losses = [row["loss"] for row in read_rows(root / "run" / METRICS_NAME)]
     (root / "export").mkdir()
     check = check_model(root / "checkpoint" / "hf", root / "export", group_factory=LocalGroup, num_configs=0)

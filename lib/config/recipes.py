@@ -10,8 +10,8 @@ from lib.config.parallel import ClusterConfig, ClusterShape, ParallelConfig
 from lib.config.train import TrackingConfig, TrainConfig
 
 
-class SftConfig(Frozen):
-    """Supervised fine-tuning: all but the knobs that are plain inputs of the workflow."""
+class RecipeConfig(Frozen):
+    """What every training recipe is told, beside the knobs that are plain inputs of the workflow."""
 
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -22,8 +22,12 @@ class SftConfig(Frozen):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
 
-class SftJob(Frozen):
-    """A complete, checked training job: `SftConfig` and the workflow's plain inputs."""
+class SftConfig(RecipeConfig):
+    """Supervised fine-tuning."""
+
+
+class TrainJob(Frozen):
+    """A complete, checked training job: a recipe's configuration and the workflow's plain inputs."""
 
     learning_rate: Number = Field(gt=0.0, le=1.0)
     """Peak of the schedule."""
@@ -34,7 +38,7 @@ class SftJob(Frozen):
     nodes: int = Field(ge=1)
     gpus_per_node: int = Field(ge=0, le=16)
     """0 trains on CPU with `config.cluster.cpu_ranks_per_node` ranks."""
-    config: SftConfig = Field(default_factory=SftConfig)
+    config: RecipeConfig
 
     @property
     def shape(self) -> ClusterShape:
@@ -47,7 +51,7 @@ class SftJob(Frozen):
         )
 
     @model_validator(mode="after")
-    def _ranks_share_evenly(self) -> "SftJob":
+    def _ranks_share_evenly(self) -> "TrainJob":
         config, data, train = self.config, self.config.data, self.config.train
         ranks = config.parallel.num_data_ranks(self.shape.num_ranks)
         kind = "ranks" if ranks == self.shape.num_ranks else "ranks with rows of their own"
@@ -65,10 +69,16 @@ class SftJob(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _grouped_products_fit(self) -> "SftJob":
+    def _grouped_products_fit(self) -> "TrainJob":
         lora = self.config.model.lora
         if self.gpus_per_node and lora and "experts" in (lora.targets or ()) and lora.rank % 8:
             raise ValueError(
                 f"config.model.lora.rank ({lora.rank}) is not a multiple of 8, which adapters of experts need on GPUs"
             )
         return self
+
+
+class SftJob(TrainJob):
+    """Of supervised fine-tuning."""
+
+    config: SftConfig = Field(default_factory=SftConfig)

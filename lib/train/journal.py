@@ -18,7 +18,8 @@ class Journal:
         self._meter = SpeedMeter(steps=steps, peak_flops=peak_flops)
 
     def step_done(self, report: StepReport, counter: FlopCounter, num_attention_products: int, waits: StepWaits) -> None:
-        """Write down a step that ended just now. The event is {"kind": "step", "steps", report's and meter's figures}."""
+        """Write down a step that ended just now. The event is {"kind": "step", "steps", what report and meter say, and in
+        "figures" the names of those that are the recipe's own}."""
         row = report_row(report)
         self._metrics.write(row)
         flops = counter.step(
@@ -29,7 +30,7 @@ class Journal:
         speed = self._meter.step_done(step=report.step, num_tokens=report.num_tokens, flops=flops, waits=waits)
         self._timings.write({"step": report.step, **speed})
         del row["sample_ids"]
-        self._worker.emit({"kind": "step", "steps": self._steps, **row, **speed})
+        self._worker.emit({"kind": "step", "steps": self._steps, **row, **speed, "figures": list(report.figures)})
 
     def sync(self) -> None:
         """Bring all lines to the disk: before the checkpoint that counts on them is published."""

@@ -7,7 +7,7 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,9 +32,7 @@ class StepReport:
     step: int
     """1 to steps."""
     loss: float
-    """Mean over the step's targets."""
-    accuracy: float
-    """Share of the targets that had the greatest logit."""
+    """What was minimised, of the whole step."""
     grad_norm: float
     """Before clipping."""
     learning_rate: float
@@ -45,6 +43,8 @@ class StepReport:
     """Tokens and padding."""
     sample_ids: tuple[str, ...]
     """Of the step's samples, rank by rank."""
+    figures: Mapping[str, float]
+    """Name -> what else the recipe says of a step."""
 
 
 class StepLog:
@@ -96,7 +96,9 @@ def read_rows(path: Path) -> list[Json]:
 
 
 def report_row(report: StepReport) -> Json:
-    return {**asdict(report), "sample_ids": list(report.sample_ids)}
+    row: Json = {**asdict(report), "sample_ids": list(report.sample_ids), **report.figures}
+    del row["figures"]
+    return row
 
 
 @dataclass(frozen=True)

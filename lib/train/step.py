@@ -1,14 +1,15 @@
 """One optimizer step: count, accumulate, guard, clip, update.
 
-The loss is a sum, divided once by the number of targets of the whole step, or by the sum of their weights where they have
+A loss is a sum, divided once by the number of its targets in the whole step, or by the sum of their weights where they have
 any: over all ranks and all micro-batches. That divisor is known before the first backward pass, so neither ranks, nor
 accumulation, nor packing change loss or gradients.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from lib.train.meters import StepReport
 from lib.train.optim import set_learning_rate
 
 _MAX_IDS_SHOWN = 64
+Sum = TypeVar("Sum", torch.Tensor, float)
 
 
 class LossModule(nn.Module):
@@ -76,8 +78,7 @@ class StepCounts:
     """What is counted over all ranks and micro-batches before a step begins."""
 
     num_targets: int
-    weight_sum: float
-    """Of the targets; their number where none has a weight of its own."""
+    """Tokens that are predicted."""
     num_tokens: int
     num_slots: int
     num_attention_products: int
@@ -86,12 +87,74 @@ class StepCounts:
     """Ranks whose part of the pending checkpoint is on the disk."""
     counted: bool
     """This rank's rows are counted here: of several ranks with the same rows, one's are."""
+    divisors: Mapping[str, float]
+    """Of the objective."""
+
+
+class Objective(Protocol):
+    """What a recipe minimises: its loss as sums, what divides them, and what is reported of a step."""
+
+    def divisors(self, micro: MicroBatch) -> dict[str, float]:
+        """Name -> a micro-batch's part of what divides the sum of that name; the same names for every micro-batch."""
+        ...
+
+    def sums(self, module: nn.Module, micro: MicroBatch, device: torch.device) -> dict[str, torch.Tensor]:
+        """Name -> sum over a micro-batch, from one forward pass; the same names for every micro-batch."""
+        ...
+
+    def loss(self, sums: Mapping[str, Sum], divisors: Mapping[str, float]) -> Sum:
+        """Of some micro-batches, from their sums, in which it is linear, and the divisors of the whole step."""
+        ...
+
+    def figures(self, sums: Mapping[str, float], counts: StepCounts) -> dict[str, float]:
+        """Name -> what is reported of a step beside its loss; the same names for every step."""
+        ...
+
+
+class NextToken:
+    """The cross-entropy of the next token, over all trained ones by their weights; the module gives what LossModule does."""
+
+    def divisors(self, micro: MicroBatch) -> dict[str, float]:
+        """Sum of the targets' weights; their number where none has a weight of its own."""
+        return {"loss": micro.batch.weight_sum}
+
+    def sums(self, module: nn.Module, micro: MicroBatch, device: torch.device) -> dict[str, torch.Tensor]:
+        batch = micro.batch
+        inputs = (batch.token_ids, batch.positions, batch.labels)
+        weights = None if batch.weights is None else batch.weights.to(device, non_blocking=True)
+        loss, correct = module(*(tensor.to(device, non_blocking=True) for tensor in inputs), micro.layout, weights)
+        return {"loss": loss, "num_correct": correct}
+
+    def loss(self, sums: Mapping[str, Sum], divisors: Mapping[str, float]) -> Sum:
+        return sums["loss"] / (divisors["loss"] or 1.0)
+
+    def figures(self, sums: Mapping[str, float], counts: StepCounts) -> dict[str, float]:
+        """Share of the targets that had the greatest logit."""
+        return {"accuracy": sums["num_correct"] / max(counts.num_targets, 1)}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, towards what, and what that costs."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    flops: FlopCounter
 
 
 def count_step(
-    micro_batches: Sequence[MicroBatch], flops: FlopCounter, *, part_written: bool, counted: bool = True
+    micro_batches: Sequence[MicroBatch],
+    objective: Objective,
+    flops: FlopCounter,
+    *,
+    part_written: bool,
+    counted: bool = True,
 ) -> StepCounts:
-    """The one collective before the backward pass. Of several ranks with the same rows one is `counted`."""
+    """The one collective before the backward pass; takes at least one micro-batch. Of several ranks with the same rows one is
+    `counted`."""
+    parts = [objective.divisors(micro) for micro in micro_batches]
+    divisors = {f"divisor/{name}": float(sum(part[name] for part in parts)) * counted for name in parts[0]}
     written, micro_batches = int(part_written), micro_batches if counted else ()
     lengths = [span.length for micro in micro_batches for span in micro.layout.spans]
     local = {
@@ -101,14 +164,13 @@ def count_step(
         "num_attention_products": flops.attention_products(lengths),
         "num_parts_written": written,
     }
-    weight_sum = sum(micro.batch.weight_sum for micro in micro_batches)
-    totals = all_reduce_sum({**local, "weight_sum": float(weight_sum)})
-    return StepCounts(**{key: int(totals[key]) for key in local}, weight_sum=totals["weight_sum"], counted=counted)
+    totals = all_reduce_sum({**local, **divisors})
+    divided_by = {name.partition("/")[2]: float(totals[name]) for name in divisors}
+    return StepCounts(**{key: int(totals[key]) for key in local}, counted=counted, divisors=divided_by)
 
 
 def train_step(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    training: Training,
     micro_batches: Sequence[MicroBatch],
     counts: StepCounts,
     *,
@@ -122,14 +184,15 @@ def train_step(
     Raises:
         NonFiniteLossError: on all ranks, before anything is updated; names the step and all its samples.
     """
+    module, optimizer, objective = training.module, training.optimizer, training.objective
     optimizer.zero_grad(set_to_none=True)
-    total, num_correct = accumulate_gradients(module, micro_batches, denominator=counts.weight_sum, device=device)
-    sums = all_reduce_sum({"loss": total * counts.counted, "num_correct": num_correct * counts.counted})
+    own = accumulate_gradients(module, micro_batches, objective, divisors=counts.divisors, device=device)
+    sums = all_reduce_sum({name: value * counts.counted for name, value in own.items()})
     grad_norm = clip_grad_norm(module.parameters(), max_grad_norm)
     counted = micro_batches if counts.counted else ()
     local_ids = [sample_id for micro in counted for row in micro.batch.sample_ids for sample_id in row]
     sample_ids = tuple(sample_id for text in gather_texts(json.dumps(local_ids)) for sample_id in json.loads(text))
-    loss = sums["loss"] / (counts.weight_sum or 1.0)
+    loss = objective.loss(sums, counts.divisors)
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise NonFiniteLossError(_explain(step, loss, grad_norm, sample_ids))
     set_learning_rate(optimizer, learning_rate)
@@ -137,39 +200,38 @@ def train_step(
     return StepReport(
         step=step,
         loss=loss,
-        accuracy=sums["num_correct"] / max(counts.num_targets, 1),
         grad_norm=grad_norm,
         learning_rate=learning_rate,
         num_targets=counts.num_targets,
         num_tokens=counts.num_tokens,
         num_slots=counts.num_slots,
         sample_ids=sample_ids,
+        figures=objective.figures(sums, counts),
     )
 
 
 def accumulate_gradients(
     module: nn.Module,
     micro_batches: Sequence[MicroBatch],
+    objective: Objective,
     *,
-    denominator: float,
+    divisors: Mapping[str, float],
     device: torch.device,
-) -> tuple[float, int]:
-    """Add the gradients of sum / denominator of all micro-batches; the ranks' are added up in the last one's backward.
+) -> dict[str, float]:
+    """Add the gradients of the loss of all micro-batches; the ranks' are added up in the last one's backward.
 
-    Returns: this rank's loss sum (not divided) and its number of right targets.
+    Returns: this rank's sums, not divided.
     """
-    total, num_correct = 0.0, 0
+    totals: dict[str, float] = {}
     for index, micro in enumerate(micro_batches):
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(index == len(micro_batches) - 1)
-        batch = micro.batch
-        inputs = (batch.token_ids, batch.positions, batch.labels)
-        weights = None if batch.weights is None else batch.weights.to(device, non_blocking=True)
-        loss, correct = module(*(tensor.to(device, non_blocking=True) for tensor in inputs), micro.layout, weights)
-        (loss / (denominator or 1.0)).backward()
-        total += loss.item()
-        num_correct += int(correct.item())
-    return total, num_correct
+        sums = objective.sums(module, micro, device)
+        loss = objective.loss(sums, divisors)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0.0) + value.item()
+    return totals
 
 
 def _explain(step: int, loss: float, grad_norm: float, sample_ids: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from lib.core.paths import home, safe_name
 from lib.train.meters import read_rows
 
 RUN_NAME, STEPS_NAME, OUTCOME_NAME, DELIVERED_NAME = "run.json", "steps.jsonl", "outcome.json", "delivered.json"
-_TRACKED = ("loss", "accuracy", "grad_norm", "learning_rate", "num_targets", "tokens_per_second", "mfu")
+_TRACKED = ("loss", "grad_norm", "learning_rate", "num_targets", "tokens_per_second", "mfu")
 _MAX_VALUE_CHARS = 6000
 _LOGGER = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class TrackedRun:
 
     def log(self, event: Mapping[str, Any]) -> None:
         if self._tracker and event["kind"] == "step":
-            self._tracker.log(event["step"], {name: event[name] for name in _TRACKED})
+            self._tracker.log(event["step"], {name: event[name] for name in (*_TRACKED, *event["figures"])})
 
     def end(self, outcome: Outcome) -> None:
         if self._tracker:

@@ -17,7 +17,7 @@ from lib.models.spec import DecoderSpec, Rope
 from lib.parallel.apply import shard_model
 from lib.parallel.mesh import build_mesh
 from lib.parallel.reduce import all_reduce_sum
-from lib.train.step import LossModule, MicroBatch, accumulate_gradients, count_step
+from lib.train.step import LossModule, MicroBatch, NextToken, accumulate_gradients, count_step
 
 SEQUENCE_LENGTH = 64
 SPEC = DecoderSpec(
@@ -78,6 +78,11 @@ def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+def accumulated(module: LossModule, micro: list[MicroBatch], divisor: float) -> dict[str, float]:
+    """Sums of this rank's micro-batches; their gradients are those of the loss divided by `divisor`."""
+    return accumulate_gradients(module, micro, NextToken(), divisors={"loss": divisor}, device=torch.device("cpu"))
+
+
 class GradWorker(Worker):
     """One rank of a sharded model."""
 
@@ -90,10 +95,8 @@ class GradWorker(Worker):
         shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=info.num_ranks, threads_per_rank=1)
         shard_model(module, build_mesh(shape), ModelConfig(compute_dtype="float32"))
         micro = micro_batches(rows, micro_batch_rows)
-        counts = count_step(micro, FlopCounter(SPEC), part_written=True)
-        device = torch.device("cpu")
-        total, correct = accumulate_gradients(module, micro, denominator=counts.num_targets, device=device)
-        sums = all_reduce_sum({"loss": total, "num_correct": correct})
+        counts = count_step(micro, NextToken(), FlopCounter(SPEC), part_written=True)
+        sums = all_reduce_sum(accumulated(module, micro, counts.divisors["loss"]))
         whole = gradients(module)
         if info.rank == 0:
             save_file(whole, Path(out))

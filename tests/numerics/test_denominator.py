@@ -13,10 +13,9 @@ from lib.cluster.local import LocalGroup
 from lib.config.parallel import ClusterShape
 from lib.data.batch import PackedRow
 from lib.models.flops import FlopCounter
-from lib.train.step import accumulate_gradients, count_step
-from tests.numerics.grad_worker import TARGETS, GradWorker, gradients, loss_module, micro_batches, packed_rows
+from lib.train.step import NextToken, count_step
+from tests.numerics.grad_worker import TARGETS, GradWorker, accumulated, gradients, loss_module, micro_batches, packed_rows
 
-CPU = torch.device("cpu")
 NUM_TARGETS = sum(TARGETS) + sum(1 for number, targets in enumerate(TARGETS) if number % 2 and targets < 50)
 """A row's first document, and in every other short row a second one of two tokens with one target."""
 
@@ -26,8 +25,8 @@ Result = tuple[float, int, dict[str, torch.Tensor]]
 def _single(rows: list[PackedRow], size: int, dtype: torch.dtype = torch.float32) -> Result:
     module = loss_module(dtype)
     micro = micro_batches(rows, size)
-    total, correct = accumulate_gradients(module, micro, denominator=NUM_TARGETS, device=CPU)
-    return total, correct, gradients(module)
+    sums = accumulated(module, micro, NUM_TARGETS)
+    return sums["loss"], int(sums["num_correct"]), gradients(module)
 
 
 def _assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], limit: float) -> None:
@@ -99,8 +98,7 @@ def test_a_step_without_targets_is_exactly_zero() -> None:
     module = loss_module()
     (micro,) = micro_batches(packed_rows()[:2], 2)
     micro.batch.labels.fill_(-100)
-    total, correct = accumulate_gradients(module, [micro], denominator=0, device=CPU)
-    assert (total, correct) == (0.0, 0)
+    assert accumulated(module, [micro], 0.0) == {"loss": 0.0, "num_correct": 0}
     assert not any(gradient.any() for gradient in gradients(module).values())
 
 
@@ -115,9 +113,9 @@ def test_a_weight_of_two_is_the_row_given_twice() -> None:
     for given in (weighted, repeated):
         module = loss_module(torch.float64)
         micro = micro_batches(given, 3)
-        denominator = count_step(micro, FlopCounter(module.decoder.spec), part_written=False).weight_sum
-        total, _ = accumulate_gradients(module, micro, denominator=denominator, device=CPU)
-        results.append((denominator, total, gradients(module)))
+        counts = count_step(micro, NextToken(), FlopCounter(module.decoder.spec), part_written=False)
+        total = accumulated(module, micro, counts.divisors["loss"])["loss"]
+        results.append((counts.divisors["loss"], total, gradients(module)))
     (count, loss, grads), (expected_count, expected_loss, expected_grads) = results
     assert count == expected_count
     assert loss == pytest.approx(expected_loss, rel=1e-12)

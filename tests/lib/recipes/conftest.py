@@ -19,6 +19,7 @@ from lib.models.admit import admit_model
 from lib.models.logit_report import LogitReport
 from lib.models.verify import build_logit_report
 from lib.recipes.sft import run_sft
+from lib.train.run import RunInputs
 from tests.tiny import tiny_model
 
 NUM_ROWS = 40
@@ -104,7 +105,8 @@ def train(
 
 
 def fill(inputs: Inputs, settings: SftJob, staged: Staged, *, run_dir: Path, shown: Shown, factory: GroupFactory) -> None:
-    run_sft(settings, inputs.model, inputs.data, inputs.report, staged, run_dir=run_dir, group_factory=factory, progress=shown)
+    given = RunInputs(inputs.model, inputs.data, inputs.report, run_dir)
+    run_sft(settings, given, staged, group_factory=factory, progress=shown)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ from lib.core.examples import Conversation
 from lib.core.manifest import Manifest
 from lib.data.examples import open_examples
 from lib.data.tokenize import tokenize_conversations
-from lib.recipes.sft import run_identity
 from lib.train.lock import run_lock
+from lib.train.run import run_identity
 from tests.lib.recipes.conftest import Inputs, Shown, job, metrics, train
 
 
@@ -176,7 +176,7 @@ def test_training_needs_the_models_own_report_passed(inputs: Inputs, tmp_path: P
 
 def test_identity_is_what_decides_the_numbers() -> None:
     """Ranks, deadlines and tracking may change when a run goes on; the learning rate or the seed may not."""
-    identity = partial(run_identity, model_digest="m", data_digest="d")
+    identity = partial(run_identity, "sft", model_digest="m", data_digest="d")
     same = [job(), job(ranks=2), job(mlflow=True), job(train={"max_restarts": 0, "checkpoint_every": 5})]
     assert len({identity(one) for one in same}) == 1
     others = [job(steps=7), job(train={"seed": 1}), job(data={"seed": 1}), job(sequence_length=64)]

@@ -12,8 +12,8 @@ from lib.train.meters import SpeedMeter, StepLog, StepReport, StepWaits, peak_fl
 
 def _report(step: int) -> StepReport:
     return StepReport(
-        step=step, loss=1 / step, accuracy=0.5, grad_norm=0.1, learning_rate=1e-5, num_targets=3, num_tokens=7, num_slots=8,
-        sample_ids=("a", "b"),
+        step=step, loss=1 / step, grad_norm=0.1, learning_rate=1e-5, num_targets=3, num_tokens=7, num_slots=8,
+        sample_ids=("a", "b"), figures={"accuracy": 0.5},
     )  # fmt: skip
 
 

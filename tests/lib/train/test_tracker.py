@@ -19,6 +19,7 @@ _EVENT = {
     "num_targets": 7,
     "tokens_per_second": 10.0,
     "mfu": 0.5,
+    "figures": ["accuracy"],
 }
 
 

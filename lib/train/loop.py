@@ -1,0 +1,106 @@
+"""The loop of a training recipe, one rank's view: steps, checkpoints and records, the same whatever is minimised."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from lib.cluster.group import Worker
+from lib.config.recipes import TrainJob
+from lib.core.manifest import Json
+from lib.core.seeding import derive_seed, seed_process
+from lib.data.prefetch import Prefetcher
+from lib.data.stream import merge_states
+from lib.parallel.mesh import DataPlace
+from lib.parallel.reduce import all_reduce_sum, barrier
+from lib.train.checkpoint import CheckpointStore, checkpoint_folder, load_state
+from lib.train.journal import Journal
+from lib.train.meters import StepWaits, peak_flops
+from lib.train.optim import learning_rate_at
+from lib.train.state import ModelAndOptimizer, RandomGenerators, TrainState, Values
+from lib.train.step import MicroBatch, Training, count_step, train_step
+from lib.train.supervise import CHECKPOINTS
+
+Feed = Prefetcher[list[MicroBatch]]
+"""The micro-batches of this rank, step by step."""
+
+
+def data_place(worker: Worker, job: TrainJob) -> DataPlace:
+    """Whose rows this rank trains on."""
+    return DataPlace.of(worker.info.rank, worker.info.num_ranks, job.config.parallel)
+
+
+def begin(worker: Worker, job: TrainJob, place: Json) -> None:
+    """Seed this rank and say that it loads; before the model is made."""
+    recipe, seed, rank = place["recipe"], job.config.train.seed, data_place(worker, job).rank
+    seed_process(recipe, seed, rank)
+    torch.manual_seed(derive_seed(recipe, seed, rank))
+    worker.emit({"kind": "phase", "phase": "load", "step": place["resume_step"]})
+
+
+def run_steps(worker: Worker, job: TrainJob, place: Json, training: Training, feed: Feed) -> None:
+    """Train from the checkpoint of step place["resume_step"] (0: from the module as it is) to the end; all of it is on the
+    disk afterwards.
+
+    Args:
+        place: see `lib.train.run.run_training`.
+    """
+    config, info, device, run_dir = job.config, worker.info, torch.device(worker.info.device), Path(place["run_dir"])
+    first_step, is_counted = place["resume_step"] + 1, data_place(worker, job).is_first
+    state = TrainState()
+    state.register("model", ModelAndOptimizer(training.module, training.optimizer))
+    state.register("random", RandomGenerators())
+    state.register("data", Values(lambda: feed.position().to_json(), feed.load_state, merge_states))
+    checkpoints = run_dir / CHECKPOINTS
+    if first_step > 1:
+        folder = checkpoint_folder(checkpoints, place["resume_step"])
+        load_state(folder, state, rank=info.rank, num_ranks=info.num_ranks)
+    store = CheckpointStore(checkpoints, keep=config.train.keep_checkpoints, rank=info.rank, num_ranks=info.num_ranks)
+    peak = all_reduce_sum({"flops": peak_flops(device, getattr(torch, config.model.compute_dtype))})["flops"]
+    journal = None
+    if info.rank == 0:
+        journal = Journal(worker, run_dir, steps=job.steps, resume_step=place["resume_step"], peak_flops=peak)
+
+    with feed:
+        for step in range(first_step, job.steps + 1):
+            began = time.perf_counter()
+            micro_batches = feed.next_step()
+            ready = time.perf_counter()
+            counts = count_step(
+                micro_batches,
+                training.objective,
+                training.flops,
+                part_written=store.part_written(),
+                counted=is_counted,
+            )
+            waits = StepWaits.over_ranks(
+                stall_seconds=ready - began, straggler_seconds=time.perf_counter() - ready, num_ranks=info.num_ranks
+            )
+            if store.pending and counts.num_parts_written == info.num_ranks:
+                store.all_parts_written(before_publishing=journal.sync if journal else None)
+            report = train_step(
+                training,
+                micro_batches,
+                counts,
+                step=step,
+                learning_rate=learning_rate_at(step, steps=job.steps, peak=job.learning_rate, config=config.optim),
+                max_grad_norm=config.optim.max_grad_norm,
+                device=device,
+            )
+            if journal:
+                journal.step_done(report, training.flops, counts.num_attention_products, waits)
+            if step % config.train.checkpoint_every == 0 or step == job.steps:
+                _finish_save(store, config.train.step_deadline_seconds, journal)
+                store.save_async(step, state, {"identity": place["identity"], "model": place["model"]})
+    _finish_save(store, config.train.step_deadline_seconds, journal)
+    store.wait_until_published()
+    store.close()
+    worker.emit({"kind": "phase", "phase": "export", "step": job.steps})
+
+
+def _finish_save(store: CheckpointStore, deadline_seconds: float, journal: Journal | None) -> None:
+    """Wait until the save under way has all its parts, and have it published."""
+    if store.pending:
+        store.wait_for_part()
+        barrier(deadline_seconds)
+        store.all_parts_written(before_publishing=journal.sync if journal else None)

@@ -1,0 +1,176 @@
+"""A training run as its driver sees it: check the inputs, start the ranks, and make an artifact of what they leave."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.cluster.group import Event, GroupFactory, Worker
+from lib.config.recipes import TrainJob
+from lib.config.rows import Kind
+from lib.core.artifact import Staged, link_or_copy, read_manifest, verify
+from lib.core.errors import ModelError
+from lib.core.manifest import Json, canonical_json, digest_of, file_sha256
+from lib.data.examples import mixture_digest, open_mixture
+from lib.data.schemas.arrow import TYPE_OF
+from lib.data.stats import PackingReport, packing_report
+from lib.data.stream import merge_states
+from lib.models.logit_report import LogitReport
+from lib.parallel.plan import check_plan
+from lib.train.checkpoint import checkpoint_folder, read_values
+from lib.train.lock import run_lock
+from lib.train.meters import METRICS_NAME, TIMINGS_NAME, read_rows, speed_summary
+from lib.train.model_folder import WEIGHTS
+from lib.train.supervise import CHECKPOINTS, Progress, resume_step, tell, train_with_restarts
+from lib.train.tracker import track
+
+EXPORT = "export"
+_NOT_DECISIVE: Any = {
+    "nodes": True,
+    "gpus_per_node": True,
+    "config": {
+        "cluster": True,
+        "parallel": True,
+        "tracking": True,
+        "data": {"prefetch_batches", "workers", "worker_kind", "tokenize_first"},
+        "train": {"checkpoint_every", "keep_checkpoints", "max_restarts", "step_deadline_seconds"},
+    },
+}
+"""Parts of a job that may change on a restart."""
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run is given, and where it is."""
+
+    model_dir: Path
+    """Artifact: a Hugging Face model."""
+    data_dir: Path
+    """Artifact: a data set, tokenised or not."""
+    report: LogitReport
+    """Of the model."""
+    run_dir: Path
+    """The run's own folder; on several nodes, on a file system that all of them share."""
+
+
+def run_training(
+    recipe: str,
+    worker: type[Worker],
+    job: TrainJob,
+    inputs: RunInputs,
+    out: Staged,
+    *,
+    kind: Kind,
+    group_factory: GroupFactory,
+    progress: Progress,
+) -> None:
+    """Train and fill `out`, an artifact of kind "checkpoint": state/, metrics.jsonl, train_report.json, and what rank 0 wrote
+    into the folder EXPORT of the run.
+
+    A run that was killed, driver and all, goes on from its last checkpoint when it is called again with the same job and
+    run folder, and ends in the same bits.
+
+    Args:
+        recipe: its name; seeds and identity depend on it.
+        worker: its ranks. `train` takes the job as plain values and a place: "recipe", "model_dir", "data_dir", "run_dir",
+            "identity", "resume_step" (0: from the model); "model", the digest of the model. It gives "mask_preview_html".
+        out: its lineage, with what the caller has put there, becomes tags of the tracked run.
+        kind: of the examples.
+        progress: called with the number of steps done and figures to show beside it (see lib/train/supervise.py `tell`).
+    Raises:
+        ConfigError: the model can't be cut as config.parallel says.
+        ModelError: the logit report is of another model, was not passed, or doesn't prove the packing that is asked for.
+        RunInUseError: another live process trains in the run folder.
+        NonFiniteLossError: names the step and its samples; earlier checkpoints are untouched.
+        InfraError: the workers died too often, or a checkpoint couldn't be written.
+    """
+    check_plan(job.config.parallel)
+    model, data, run_dir = verify(inputs.model_dir), read_manifest(inputs.data_dir), inputs.run_dir
+    _check_admitted(inputs.report, model.digest, packing=job.config.data.packing)
+    data_digest = _data_digest(job, inputs.data_dir, data.digest, kind)
+    identity = run_identity(recipe, job, model_digest=model.digest, data_digest=data_digest)
+    values = job.model_dump(mode="json")
+    out.lineage.update(model=model.digest, data=data_digest, job=digest_of(values))
+    place = {"recipe": recipe, "model_dir": str(inputs.model_dir), "data_dir": str(inputs.data_dir), "run_dir": str(run_dir)}
+    place |= {"identity": identity, "model": model.digest}
+    with run_lock(run_dir), track(job.config.tracking, identity, values, out.lineage) as tracked:
+
+        def on_event(event: Event) -> None:
+            tracked.log(event)
+            tell(progress, event)
+
+        result = train_with_restarts(
+            worker,
+            lambda step: [values, {**place, "resume_step": step}],
+            shape=job.shape,
+            cluster=job.config.cluster,
+            train=job.config.train,
+            start_at=lambda: resume_step(run_dir, identity),
+            group_factory=group_factory,
+            on_event=on_event,
+        )
+        packing = _fill(out, job, run_dir, result)
+    speed = speed_summary(read_rows(run_dir / TIMINGS_NAME))
+    out.info.update(
+        speed,
+        waste=asdict(packing.waste(**{name: speed[name] for name in ("train_seconds", "stall_seconds", "straggler_seconds")})),
+        restarts=result["restarts"],
+        num_ranks=job.shape.num_ranks,
+        mlflow_run_id=tracked.run_id,
+        run_identity=identity,
+    )
+
+
+def run_identity(recipe: str, job: TrainJob, *, model_digest: str, data_digest: str) -> str:
+    """Names a run by what decides its numbers: not by the cluster, deadlines or tracking, which may change on a restart."""
+    values = job.model_dump(mode="json", exclude=_NOT_DECISIVE)
+    return digest_of({"recipe": recipe, "job": values, "model": model_digest, "data": data_digest})
+
+
+def _data_digest(job: TrainJob, data_dir: Path, own_digest: str, kind: Kind) -> str:
+    """Opens the sources of a mixture, so that one that is not there is found before any worker starts."""
+    if not job.config.data.mixture:
+        return own_digest
+    return mixture_digest(open_mixture(job.config.data, data_dir, TYPE_OF[kind], kind=kind))
+
+
+def _check_admitted(report: LogitReport, model_digest: str, *, packing: str) -> None:
+    if report.model_digest != model_digest:
+        raise ModelError(
+            f"the logit report is of model {report.model_digest[:12] or 'unknown'}, the model to train is {model_digest[:12]}; "
+            "verify this model and pass its own report"
+        )
+    if not report.passed:
+        problems = "; ".join(report.problems[:5]) or "no reason given"
+        raise ModelError(f"model {model_digest[:12]} has not passed its logit report ({problems}); it must not be trained")
+    if packing == "pack" and report.packing_problem:
+        raise ModelError(
+            f"several documents in a row are not proven for model {model_digest[:12]} ({report.packing_problem}); set "
+            "config.data.packing: pad"
+        )
+
+
+def _fill(out: Staged, job: TrainJob, run_dir: Path, result: Json) -> PackingReport:
+    """Everything in `out` is a function of the job and its inputs: nothing of the clock, nothing of restarts."""
+    final = checkpoint_folder(run_dir / CHECKPOINTS, job.steps)
+    for entry in verify(final).files:
+        link_or_copy(final / entry.path, out.path / "state" / entry.path)
+        out.known_sha256[f"state/{entry.path}"] = entry.sha256
+    weights = {}
+    for path in sorted(path for path in (run_dir / EXPORT).rglob("*") if path.is_file()):
+        name = path.relative_to(run_dir / EXPORT)
+        link_or_copy(path, out.path / name)
+        if path.suffix == ".safetensors":
+            out.known_sha256[name.as_posix()] = file_sha256(path)
+            if name.parts[0] == WEIGHTS:
+                weights[name.relative_to(WEIGHTS).as_posix()] = out.known_sha256[name.as_posix()]
+    shutil.copyfile(run_dir / METRICS_NAME, out.path / METRICS_NAME)
+    rows = read_rows(run_dir / METRICS_NAME)
+    curves = {key: [row[key] for row in rows] for key in rows[0] if key != "sample_ids"}
+    packing = packing_report(merge_states([values["data"] for values in read_values(final)]))
+    train_report = {"curves": curves, "packing": packing.to_json(), "mask_preview_html": result["mask_preview_html"]}
+    (out.path / "train_report.json").write_text(canonical_json({**train_report, "job": job.model_dump(mode="json")}))
+    totals = ("num_tokens", "num_targets", "num_slots")
+    out.counts.update(steps=job.steps, **{key: sum(row[key] for row in rows) for key in totals})
+    out.meta.update(format="huggingface", step=job.steps, weights_digest=digest_of(weights), loss_last=rows[-1]["loss"])
+    return packing
