@@ -2,6 +2,8 @@
 
 import fnmatch
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lib.config.vocabulary import VocabularyConfig
@@ -11,6 +13,7 @@ from lib.models.head_io import read_heads
 from lib.models.hf_export import HEAD_FILES
 from lib.models.hf_fallback import FAMILY, check_fallback, is_fallback
 from lib.models.hf_io import CheckpointReader, checked_weight_map, read_json, read_spec
+from lib.models.mxfp4 import decode_folder, is_mxfp4
 from lib.models.spec import DecoderSpec
 from lib.models.vocabulary import extend_model
 from lib.tokens.rules import RULES_FILE
@@ -25,22 +28,34 @@ KEPT_FILES = (
 
 
 def prepare_model(source: Path, vocabulary: VocabularyConfig, staged: Staged, *, vectors: Path | None = None) -> None:
-    """Admit a model folder with the tokens of a vocabulary; without any, the folder as it is.
+    """Admit a model folder with the tokens of a vocabulary; without any, the folder as it is, or decoded from MXFP4.
 
     Args:
         vectors: the file that `vocabulary.vectors` names, on this machine.
     Raises:
-        ModelError, TokenizerError: see `admit_model` and `extend_model`.
+        ModelError, TokenizerError: see `admit_model`, `extend_model` and `decode_folder`.
     """
+    if is_mxfp4(source):
+        with _scratch(staged) as decoded:
+            decode_folder(source, decoded)
+            prepare_model(decoded, vocabulary, staged, vectors=vectors)
+        return
     if vocabulary.is_empty:
         admit_model(source, staged)
         return
     if is_fallback(source):
         raise ModelError(f"{source}: its model_type is of no family here, so no tokens can be added; leave vocabulary out")
-    with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=staged.path.parent) as extended:
-        added = extend_model(source, vocabulary, Path(extended), vectors=vectors)
-        admit_model(Path(extended), staged)
+    with _scratch(staged) as extended:
+        added = extend_model(source, vocabulary, extended, vectors=vectors)
+        admit_model(extended, staged)
     staged.counts.update(added)
+
+
+@contextmanager
+def _scratch(staged: Staged) -> Iterator[Path]:
+    """A folder on the file system of an artifact, so that files are linked from it; removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=staged.path.parent) as folder:
+        yield Path(folder)
 
 
 def admit_model(source: Path, staged: Staged) -> None:

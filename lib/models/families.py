@@ -102,7 +102,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
             f"config.json: model_type {model_type!r} with architectures {architectures!r} is unknown; known: {known}"
         )
     if config.get("quantization_config"):
-        raise ModelError("config.json: quantization_config is set; give a folder with float weights")
+        raise ModelError(
+            "config.json: quantization_config is set; give a folder with float weights. Only MXFP4 is decoded, when a model is "
+            "prepared"
+        )
     for key, allowed in family.fixed_keys.items():
         if key in config and config[key] not in allowed:
             raise ModelError(f"config.json: {key} is {config[key]!r}; {family.name} is supported with {allowed[0]!r} only")

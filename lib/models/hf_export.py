@@ -51,7 +51,7 @@ def write_hf_folder(
         (name, _to_store(tensor, dtype or (reader.dtype(name) if name in known else new_dtype)))
         for name, tensor in named_tensors
     )
-    dtypes = _write_shards(out, stored, max_shard_bytes)
+    dtypes = write_shards(out, stored, max_shard_bytes)
     for name in (*COPIED_FILES, *HEAD_FILES):
         if (source_folder / name).is_file():
             (out / name).parent.mkdir(exist_ok=True)
@@ -65,8 +65,11 @@ def _to_store(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.detach().to(device="cpu", dtype=dtype).contiguous()
 
 
-def _write_shards(out: Path, tensors: Iterator[tuple[str, torch.Tensor]], max_shard_bytes: int) -> set[torch.dtype]:
-    """Fill shard after shard; the number of shards is known, and the files get their names, at the end."""
+def write_shards(out: Path, tensors: Iterator[tuple[str, torch.Tensor]], max_shard_bytes: int) -> set[torch.dtype]:
+    """Write tensors into safetensors files of at most `max_shard_bytes`, with an index where there are several.
+
+    Fills shard after shard; their number is known, and the files get their names, at the end. Returns the dtypes.
+    """
     shard: dict[str, torch.Tensor] = {}
     shards: list[list[str]] = []
     size_bytes = total_bytes = total_parameters = 0

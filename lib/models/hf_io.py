@@ -88,6 +88,12 @@ class CheckpointReader:
         """The whole tensor, in its stored dtype."""
         return self.get_slice(name, tuple(slice(0, size) for size in self.shape(name)))
 
+    def get_bytes(self, name: str) -> torch.Tensor:
+        """The whole of a tensor that is stored as unsigned bytes. Raises ModelError for any other."""
+        if (stored := self._slice(name).get_dtype()) != "U8":
+            raise ModelError(f"{self.folder / self._file_of[name]}: {name} is stored as {stored}, expected U8")
+        return cast(torch.Tensor, self._files[self._file_of[name]].get_tensor(name))
+
     def get_slice(self, name: str, slices: tuple[slice, ...]) -> torch.Tensor:
         """A part of a tensor in its stored dtype; only its bytes are read."""
         dtype = self.dtype(name)

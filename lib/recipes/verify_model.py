@@ -15,6 +15,7 @@ from lib.models.decoder import Decoder
 from lib.models.hf_export import write_hf_folder
 from lib.models.hf_io import CheckpointReader, checked_weight_map, load_full, read_spec
 from lib.models.layers.documents import DocumentLayout
+from lib.models.mxfp4 import decode_folder, is_mxfp4
 from lib.models.verify import PROBE_TEXTS, build_logit_report
 from lib.rollout.engine import engine_environment
 from lib.rollout.types import SamplingParams
@@ -54,12 +55,19 @@ def check_model(
     """Compare a folder with transformers and vLLM, in float32 on CPU.
 
     Args:
-        work_dir: an existing empty folder, for the export.
+        folder: where its weights are in MXFP4, they are decoded first.
+        work_dir: an existing empty folder, for what is decoded and exported.
         num_tokens: length of each greedy continuation.
     Raises:
         ModelError: the folder can't be read as a known family at all.
         GenerationError: vLLM can't run the export.
     """
+    export, decoded = work_dir / "export", work_dir / "decoded"
+    export.mkdir()
+    if is_mxfp4(folder):
+        decoded.mkdir()
+        decode_folder(folder, decoded)
+        folder = decoded
     report = build_logit_report(folder, num_configs=num_configs)
     problems, checkpoint = list(report.problems), report.checkpoint
     with torch.device("meta"):
@@ -71,9 +79,9 @@ def check_model(
     theirs = _greedy_of_transformers(folder, prompts, num_tokens)
     if ours != theirs:
         problems.append(f"greedy continuations differ from transformers': {ours} and {theirs}")
-    num_tensors, lost = round_trip(decoder, folder, work_dir)
+    num_tensors, lost = round_trip(decoder, folder, export)
     problems += [f"{name} did not come back from a round trip" for name in lost]
-    difference = _vllm_difference(decoder, work_dir, prompts, num_tokens, group_factory)
+    difference = _vllm_difference(decoder, export, prompts, num_tokens, group_factory)
     if not difference <= LOGPROB_LIMIT:
         problems.append(f"vLLM's log-probabilities differ by {difference:.3g} > {LOGPROB_LIMIT}")
     return ModelCheck(
