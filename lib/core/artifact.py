@@ -4,10 +4,12 @@ Write: a staging folder beside the target, each file fsynced, the manifest last,
 parent. A crash at any moment leaves either no artifact or a whole one; staging leftovers are never discovered.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from lib.core.manifest import MANIFEST_NAME, FileEntry, Json, Manifest, file_sha
 from lib.core.versions import library_versions
 
 STAGING_PREFIX = ".staging-"
+_CHUNK_BYTES = 32 * 1024**2
 
 
 @dataclass
@@ -124,6 +127,41 @@ def write_durably(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def write_hashed(path: Path, *blocks: memoryview) -> str:
+    """Write blocks of bytes one after the other and flush them to the disk; their sha256 (hex), taken beside the writing.
+
+    The disk begins with the first bytes while the last ones are still on their way to it.
+    """
+    stopped = threading.Event()
+    with path.open("wb") as stream, ThreadPoolExecutor(max_workers=1) as pool:
+        hashed = pool.submit(_sha256, blocks, stopped)
+        written = 0
+        try:
+            for chunk in _chunks(blocks):
+                stream.write(chunk)
+                os.posix_fadvise(stream.fileno(), written, len(chunk), os.POSIX_FADV_DONTNEED)
+                written += len(chunk)
+            stream.flush()
+            os.fsync(stream.fileno())
+        except BaseException:
+            stopped.set()
+            raise
+        return hashed.result()
+
+
+def _sha256(blocks: Sequence[memoryview], stopped: threading.Event) -> str:
+    digest = hashlib.sha256()
+    for chunk in _chunks(blocks):
+        if stopped.is_set():
+            break
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(blocks: Sequence[memoryview]) -> Iterator[memoryview]:
+    return (block[start : start + _CHUNK_BYTES] for block in blocks for start in range(0, len(block), _CHUNK_BYTES))
 
 
 def fsync_path(path: Path) -> None:

@@ -17,14 +17,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from lib.core.artifact import STAGING_PREFIX, Staged, publish, verify, write_durably
 from lib.core.errors import ArtifactCorruptError, InfraError
 from lib.core.manifest import Json, canonical_json
 from lib.train.boxes import Replicas
 from lib.train.parts import PartsReader, read_record, tensors_name, write_part
-from lib.train.state import Piece, TrainState
+from lib.train.snapshot import Snapshot
+from lib.train.state import TrainState
 
 KIND = "train_state"
 FACTS_NAME = "train_state.json"
@@ -84,7 +83,7 @@ class CheckpointStore:
     def __init__(self, root: Path, *, keep: int, rank: int, num_ranks: int, attempt: int = 0) -> None:
         """attempt: number of this start of the run; keeps its half-written files apart from those of a start before."""
         self.root, self._keep, self._rank, self._num_ranks, self._attempt = root, keep, rank, num_ranks, attempt
-        self._replicas = Replicas()
+        self._replicas, self._snapshot = Replicas(), Snapshot()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._publishing: Future[None] | None = None
@@ -104,11 +103,11 @@ class CheckpointStore:
         assert self._writing is None, "the checkpoint before is not finished"
         pieces = state.pieces()
         mine = self._replicas.to_write({name: piece.box for name, piece in pieces.items()})
-        pieces = {name: _copied(piece) for name, piece in pieces.items() if name in mine}
+        self._snapshot.take({name: piece for name, piece in pieces.items() if name in mine})
         values = state.values()
         self._step = step
         facts = {**facts, "step": step, "num_ranks": self._num_ranks}
-        self._writing = self._writer.submit(self._write_part, self._staging(step), pieces, values, facts)
+        self._writing = self._writer.submit(self._write_part, self._staging(step), values, facts)
 
     def part_written(self) -> bool:
         """This rank's part of the pending save is on the disk.
@@ -150,12 +149,12 @@ class CheckpointStore:
             self._publishing.result()
             self._publishing = None
 
-    def _write_part(self, staging: Path, pieces: dict[str, Piece], values: Json, facts: Json) -> None:
+    def _write_part(self, staging: Path, values: Json, facts: Json) -> None:
         try:
-            write_part(staging, pieces, values, rank=self._rank, num_ranks=self._num_ranks)
+            write_part(staging, self._snapshot, values, rank=self._rank, num_ranks=self._num_ranks)
             if self._rank == 0:
                 write_durably(staging / FACTS_NAME, canonical_json(facts))
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             shutil.rmtree(staging, ignore_errors=True)
             raise self._failure(staging, error) from error
 
@@ -194,10 +193,6 @@ def load_state(folder: Path, state: TrainState, *, rank: int, num_ranks: int) ->
     finally:
         reader.close()
     return facts
-
-
-def _copied(piece: Piece) -> Piece:
-    return Piece(piece.local.detach().to("cpu", copy=True).contiguous(), piece.shape, piece.offset)
 
 
 def _staged(staging: Path, step: int, num_ranks: int) -> Staged:

@@ -4,20 +4,18 @@ A part holds boxes with any number of dimensions; a reader puts together whateve
 """
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from lib.core.artifact import fsync_path, write_durably
+from lib.core.artifact import write_durably, write_hashed
 from lib.core.errors import ArtifactCorruptError
-from lib.core.manifest import Json, canonical_json, file_sha256
+from lib.core.manifest import Json, canonical_json
 from lib.train.boxes import Box
-from lib.train.state import Piece
+from lib.train.snapshot import Snapshot
 
 
 def tensors_name(rank: int, num_ranks: int) -> str:
@@ -28,16 +26,11 @@ def values_name(rank: int, num_ranks: int) -> str:
     return f"values-{rank:05d}-of-{num_ranks:05d}.json"
 
 
-def write_part(staging: Path, pieces: dict[str, Piece], values: Json, *, rank: int, num_ranks: int) -> None:
+def write_part(staging: Path, snapshot: Snapshot, values: Json, *, rank: int, num_ranks: int) -> None:
     """Write one rank's two files into `staging` and flush them to the disk."""
     staging.mkdir(parents=True, exist_ok=True)
-    boxes = {name: {"shape": piece.shape, "offset": piece.offset} for name, piece in pieces.items()}
-    tensors_path = staging / tensors_name(rank, num_ranks)
-    save_file({name: piece.local for name, piece in pieces.items()}, tensors_path, metadata={"boxes": canonical_json(boxes)})
-    with ThreadPoolExecutor(max_workers=1) as flusher:  # the disk and the hash need no part of each other
-        flushed = flusher.submit(fsync_path, tensors_path)
-        record = {"sha256": file_sha256(tensors_path), "values": values}
-        flushed.result()
+    sha256 = write_hashed(staging / tensors_name(rank, num_ranks), memoryview(snapshot.header), snapshot.data)
+    record = {"sha256": sha256, "values": values}
     write_durably(staging / values_name(rank, num_ranks), canonical_json(record))
 
 

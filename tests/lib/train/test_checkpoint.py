@@ -1,6 +1,8 @@
 """Laws of checkpoints: whole or absent, believed only when every byte is right, readable by any number of ranks."""
 
+import errno
 import json
+import os
 import random
 import resource
 from pathlib import Path
@@ -262,3 +264,26 @@ def test_parts_hold_no_pickle(tmp_path: Path) -> None:
             json.loads(path.read_text(encoding="utf-8"))
         else:
             assert path.suffix == ".safetensors"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_part_that_could_not_be_flushed_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """[F2] The first flush of a file fails: that rank's part counts as failed, before anybody would publish it."""
+    state, *_ = small_run()
+    save(tmp_path, 1, state)
+    flush, failed = os.fsync, []
+
+    def failing(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if path.endswith(suffix) and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    store = CheckpointStore(tmp_path, keep=2, rank=0, num_ranks=1)
+    store.save_async(2, state, {})
+    with pytest.raises(InfraError, match=r"can't write the checkpoint of step 2: \[Errno 5\]"):
+        store.wait_for_part()
+    store.close()
+    assert failed and [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lib.core.errors import ArtifactCorruptError
 from lib.train.boxes import Box, boxes_to_write
 from lib.train.parts import PartsReader, write_part
+from lib.train.snapshot import Snapshot
 from lib.train.state import Piece
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64)
@@ -33,6 +34,12 @@ def held_by_ranks(shape: tuple[int, ...], rng: random.Random) -> list[Box]:
     return ranks
 
 
+def write_one(folder: Path, pieces: dict[str, Piece], rank: int, num_ranks: int) -> None:
+    snapshot = Snapshot()
+    snapshot.take(pieces)
+    write_part(folder, snapshot, {}, rank=rank, num_ranks=num_ranks)
+
+
 def write(folder: Path, wholes: dict[str, torch.Tensor], held: list[dict[str, Box]]) -> None:
     for rank, boxes in enumerate(held):
         pieces = {
@@ -42,7 +49,7 @@ def write(folder: Path, wholes: dict[str, torch.Tensor], held: list[dict[str, Bo
             for name, box in boxes.items()
             if name in boxes_to_write(held, rank)
         }
-        write_part(folder, pieces, {}, rank=rank, num_ranks=len(held))
+        write_one(folder, pieces, rank, len(held))
 
 
 @settings(max_examples=25, deadline=None)
@@ -107,6 +114,6 @@ def test_a_tensor_that_nobody_wrote_is_an_error(tmp_path: Path) -> None:
 def test_parts_of_other_dtypes_are_refused(tmp_path: Path) -> None:
     """Nothing is cast on the way."""
     for rank, dtype in enumerate((torch.float32, torch.float16)):
-        write_part(tmp_path, {"one": Piece(torch.ones(1, dtype=dtype), (2,), (rank,))}, {}, rank=rank, num_ranks=2)
+        write_one(tmp_path, {"one": Piece(torch.ones(1, dtype=dtype), (2,), (rank,))}, rank, 2)
     with pytest.raises(ArtifactCorruptError, match=r"parts of 'one' are torch\.float"):
         PartsReader(tmp_path, rank=0, num_ranks=2).fetch("one", (0,), (2,))
