@@ -1,7 +1,7 @@
 """The FLOP counter of lib/models/flops.py against operations that torch counts while a decoder runs.
 
-For every family: random small models (the ones of the logit gate), all weights trained and with several kinds of LoRA. The
-trace is a real forward and backward pass of decoder and loss. torch takes a fused attention for a whole square whatever the
+For every family: random small models (the ones of the logit gate), all weights trained and with several kinds of LoRA, and
+with other heads than the language model's. The trace is a real forward and backward pass of decoder and loss. torch takes a fused attention for a whole square whatever the
 kernel leaves out, so attention is traced apart: each query with exactly the keys that it sees, the gradients wanted that
 the decoder itself wanted.
 """
@@ -15,20 +15,38 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import Report, say
+from lib.config.heads import HeadsConfig
 from lib.config.model import LoraConfig, LoraTarget
 from lib.models.decoder import Decoder
 from lib.models.families import FAMILIES
 from lib.models.flops import FlopCounter
+from lib.models.heads import HeadedDecoder
 from lib.models.layers.documents import DocumentLayout
 from lib.models.lora import MODULES, fill_factors, put_adapters, trained_shapes
 from lib.models.spec import DecoderSpec
 from lib.models.verify_configs import random_case
+from lib.train.heads import HeadsLossModule, HeadTargets, weighted_loss
 from lib.train.step import LossModule
 
 LENGTHS = ((10, 6), (16,))
 """Documents of each row; there is no padding, which torch would count."""
 RANK = 4
 ADDMM_IN_PLACE = torch.ops.aten.addmm_
+LABELS = ["a", "b", "c", "d", "e"]
+HEADS = {
+    name: HeadsConfig.parse({"heads": heads}, where=name)
+    for name, heads in {
+        "scalar head": [{"name": "reward", "kind": "scalar"}],
+        "classification head": [{"name": "topic", "kind": "classification", "labels": LABELS}],
+        "multi-task heads": [
+            {"name": "text", "kind": "lm", "weight": 0.2},
+            {"name": "clicked", "kind": "scalar", "loss": "logistic"},
+            {"name": "topic", "kind": "classification", "labels": LABELS},
+            {"name": "worth", "kind": "scalar", "per": "token"},
+        ],
+    }.items()
+}
+"""What a decoder can put out beside, or in place of, the next token's logits."""
 PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, ADDMM_IN_PLACE)
 
 
@@ -69,25 +87,42 @@ def _has(spec: DecoderSpec, target: LoraTarget) -> bool:
         return any(MODULES[target].fullmatch(name) for name, _ in Decoder(spec).named_modules())
 
 
-def measure(spec: DecoderSpec, lora: LoraConfig | None) -> Count:
+def measure(spec: DecoderSpec, lora: LoraConfig | None, heads: HeadsConfig | None = None) -> Count:
     """Count and trace one step of a decoder with random weights."""
     lengths = [length for row in LENGTHS for length in row]
-    num_tokens = sum(lengths)
-    counter = FlopCounter(spec, lora)
+    counter = FlopCounter(spec, lora, heads)
     counted = counter.step(
-        num_tokens=num_tokens, num_attention_products=counter.attention_products(lengths), num_targets=num_tokens
+        num_tokens=sum(lengths),
+        num_attention_products=counter.attention_products(lengths),
+        num_targets=sum(lengths),
+        num_documents=len(lengths),
     )
-    decoder = Decoder(spec)
+    headed = HeadedDecoder(spec, heads) if heads else None
+    decoder = headed.decoder if headed else Decoder(spec)
     if lora:
         put_adapters(decoder, lora)
         fill_factors(decoder, seed=0)
     wanted = _wanted_gradients(decoder)
     with FlopCounterMode(display=False, custom_mapping={ADDMM_IN_PLACE: _addmm}) as trace:
-        loss, _ = LossModule(decoder, chunk_tokens=8)(*_batch(spec))
-        loss.backward()
+        _loss(headed or decoder, spec).backward()
     products = sum(trace.get_flop_counts()["Global"].get(product, 0) for product in PRODUCTS)
-    assert {name for name, tensor in decoder.named_parameters() if tensor.grad is not None} == set(trained_shapes(spec, lora))
+    trained = {name for name, tensor in decoder.named_parameters() if tensor.grad is not None}
+    assert trained == set(trained_shapes(decoder.spec, lora))
     return Count(counted, products + _traced_attention(spec, lengths, wanted))
+
+
+def _loss(model: Decoder | HeadedDecoder, spec: DecoderSpec) -> torch.Tensor:
+    token_ids, positions, labels, layout = _batch(spec)
+    if isinstance(model, Decoder):
+        total: torch.Tensor = LossModule(model, chunk_tokens=8)(token_ids, positions, labels, layout)[0]
+        return total
+    targets: dict[str, HeadTargets] = {}
+    for head in model.config.heads:
+        shape = labels.shape if head.by_token else (len(layout.spans),)
+        values = labels if head.kind == "lm" else torch.zeros(shape, dtype=torch.int64 if head.labels else torch.float32)
+        targets[head.name] = HeadTargets(values, torch.ones(shape))
+    totals = HeadsLossModule(model, chunk_tokens=8)(token_ids, positions, layout, targets)
+    return weighted_loss(totals, dict.fromkeys(targets, 1.0), model.config)
 
 
 def _addmm(_sum: torch.Size, left: torch.Size, right: torch.Size, **_: object) -> int:
@@ -154,6 +189,10 @@ def main(arguments: Sequence[str]) -> None:
             for kind, lora in kinds(spec).items():
                 count = measure(spec, lora)
                 worst[f"{family}, {kind}"] = max(worst.get(f"{family}, {kind}", 0.0), count.off)
+            for head, heads in HEADS.items():
+                for kind, lora in {"full": None, "lora": LoraConfig(rank=RANK)}.items():
+                    name = f"{family}, {head}, {kind}"
+                    worst[name] = max(worst.get(name, 0.0), measure(spec, lora, heads).off)
         say(f"  {family}: at most {max(off for name, off in worst.items() if name.startswith(f'{family}, ')):.2%} off")
     report.ours = {"agreement": 1.0 - max(worst.values())}
     report.targets = {"agreement": 0.99}

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from lib.config.heads import HeadsConfig
 from lib.config.model import FullTarget, LoraConfig, LoraTarget
 from lib.models.lora import chosen_targets
 from lib.models.spec import DecoderSpec
@@ -21,6 +22,8 @@ class FlopCounter:
     spec: DecoderSpec
     lora: LoraConfig | None = None
     """None: all weights are trained."""
+    heads: HeadsConfig | None = None
+    """Outputs beside the next token, trained whatever is frozen; None: the language model's alone."""
 
     def attention_products(self, lengths: Iterable[int]) -> int:
         """Products of a query with a key, or of its share with a value, forward and backward: over the documents of these
@@ -34,21 +37,23 @@ class FlopCounter:
             for layer, passes in enumerate(self._walk.attention_passes)
         )
 
-    def step(self, *, num_tokens: int, num_attention_products: int, num_targets: int) -> int:
+    def step(self, *, num_tokens: int, num_attention_products: int, num_targets: int, num_documents: int = 0) -> int:
         """Forward and backward of one optimizer step over all ranks.
 
         Args:
             num_tokens: tokens through the layers, without padding.
             num_attention_products: of all documents together, from `attention_products`.
             num_targets: tokens projected to the vocabulary.
+            num_documents: whose last tokens go through the heads that put out one value for each.
         """
         walk, spec = self._walk, self.spec
         attention = num_attention_products * spec.num_heads * spec.head_dim
-        return 2 * (num_tokens * walk.of_a_token + attention + num_targets * walk.of_a_target)
+        vocabulary = num_targets * walk.of_a_target
+        return 2 * (num_tokens * walk.of_a_token + attention + vocabulary + num_documents * walk.of_a_document)
 
     @cached_property
     def _walk(self) -> "_Walk":
-        return _Walk(self.spec, self.lora)
+        return _Walk(self.spec, self.lora, self.heads)
 
 
 def attended_pairs(length: int, window: int | None) -> int:
@@ -61,12 +66,12 @@ def attended_pairs(length: int, window: int | None) -> int:
 class _Walk:
     """Through the decoder as a token goes, knowing at each point whether the gradient of what comes in is wanted.
 
-    Counts multiply-adds of a token through the layers and of a target through the head, forward and backward; and how often
-    each layer goes through its pairs of a query and a key.
+    Counts multiply-adds of a token through the layers, of a target through the head and of a document through heads of its
+    own, forward and backward; and how often each layer goes through its pairs of a query and a key.
     """
 
-    def __init__(self, spec: DecoderSpec, lora: LoraConfig | None) -> None:
-        self.of_a_token, self.of_a_target = 0, 0
+    def __init__(self, spec: DecoderSpec, lora: LoraConfig | None, heads: HeadsConfig | None) -> None:
+        self.of_a_token, self.of_a_target, self.of_a_document = 0, 0, 0
         self.attention_passes: list[int] = []
         self._spec, self._all = spec, lora is None
         self._targets: tuple[LoraTarget, ...] = chosen_targets(lora, spec) if lora else ()
@@ -80,8 +85,13 @@ class _Walk:
         for layer in range(spec.num_layers):
             wanted = self._attention(wanted)
             wanted = self._experts(wanted) if spec.has_experts(layer) else self._mlp(wanted)
-        if spec.lm_head:
-            self.of_a_target = self._linear(vocabulary, spec.hidden_size, spec.num_rows, wanted or self._norms)[0]
+        wanted = wanted or self._norms
+        if spec.lm_head and (heads is None or heads.lm is not None):
+            self.of_a_target = self._linear(vocabulary, spec.hidden_size, spec.num_rows, wanted)[0]
+        for head in heads.outputs if heads else ():
+            products = spec.hidden_size * head.num_outputs * (2 + wanted)  # a head's own weight is always trained
+            self.of_a_token += products if head.by_token else 0
+            self.of_a_document += 0 if head.by_token else products
 
     def _linear(self, name: LoraTarget | FullTarget, num_inputs: int, num_outputs: int, wanted: bool) -> tuple[int, bool]:
         """(multiply-adds, is the gradient of the output wanted) of a matrix and its adapter."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.flops import kinds, measure
+from benchmarks.flops import HEADS, kinds, measure
 from lib.config.model import LoraConfig
 from lib.models.families import FAMILIES
 from lib.models.flops import FlopCounter
@@ -44,6 +44,15 @@ def test_the_count_is_the_traced_one(name: str) -> None:
         assert count.off <= 0.01, f"{kind}: counted {count.counted}, traced {count.traced}"
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_the_count_with_heads_is_the_traced_one(head: str) -> None:
+    """Within 1 %: in place of the language model's head and beside it, by document and by token, on trained and frozen layers."""
+    for spec in (SPECS["dense"], SPECS["experts"]):
+        for lora in (None, LoraConfig(rank=4)):
+            count = measure(spec, lora, HEADS[head])
+            assert count.off <= 0.01, f"{lora}: counted {count.counted}, traced {count.traced}"
+
+
 @given(st.lists(st.integers(1, 40), max_size=5), st.lists(st.sampled_from([None, 1, 2, 7, 40, 100]), min_size=3, max_size=3))
 def test_pairs_are_those_of_the_definition(lengths: list[int], windows: list[int | None]) -> None:
     """[B6] A key is seen that is not later than the query, and nearer than the window; six products when all is trained."""
@@ -75,3 +84,10 @@ def test_a_frozen_matrix_costs_two_thirds() -> None:
     head = 64 * hidden * 2
     counter = FlopCounter(SPECS["dense"], LoraConfig(rank=1, targets=("down",)))
     assert counter.step(num_tokens=1, num_attention_products=0, num_targets=1) == 2 * (first + 2 * later + head)
+
+
+def test_a_head_costs_three_products_for_each_of_its_outputs() -> None:
+    """Five labels of one document on 32 channels: forward, gradient of the input, gradient of the weight. No vocabulary."""
+    counter = FlopCounter(SPECS["dense"], heads=HEADS["classification head"])
+    found = counter.step(num_tokens=0, num_attention_products=0, num_targets=7, num_documents=1)
+    assert found == 2 * 5 * 32 * 3
