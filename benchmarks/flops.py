@@ -1,9 +1,9 @@
 """The FLOP counter of lib/models/flops.py against operations that torch counts while a decoder runs.
 
 For every family: random small models (the ones of the logit gate), all weights trained and with several kinds of LoRA, and
-with other heads than the language model's. The trace is a real forward and backward pass of decoder and loss. torch takes a fused attention for a whole square whatever the
-kernel leaves out, so attention is traced apart: each query with exactly the keys that it sees, the gradients wanted that
-the decoder itself wanted.
+with other heads than the language model's. The trace is a real forward and backward pass of decoder and loss. torch takes a
+fused attention for a whole square whatever the kernel leaves out, so attention is traced apart: each query with exactly the
+keys that it sees, the gradients wanted that the decoder itself wanted.
 """
 
 import argparse

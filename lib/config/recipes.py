@@ -66,6 +66,8 @@ class TrainJob(Frozen):
             )
         if self.config.optim.warmup_steps >= self.steps:
             raise ValueError(f"config.optim.warmup_steps ({self.config.optim.warmup_steps}) is not below steps ({self.steps})")
+        if train.profile and train.profile.last_step > self.steps:
+            raise ValueError(f"config.train.profile ends with step {train.profile.last_step}, after the last of {self.steps}")
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,19 @@ from pydantic import Field, model_validator
 from lib.config.base import Frozen, Number
 
 
+class ProfileConfig(Frozen):
+    """Steps that torch.profiler watches, on every rank."""
+
+    first_step: int = Field(default=2, ge=1)
+    """The first of them; step 1 pays for what is set up once."""
+    num_steps: int = Field(default=1, ge=1, le=100)
+    """How many; a trace grows by megabytes a step."""
+
+    @property
+    def last_step(self) -> int:
+        return self.first_step + self.num_steps - 1
+
+
 class TrainConfig(Frozen):
     """Batch shape, checkpoints and deadlines."""
 
@@ -21,6 +34,8 @@ class TrainConfig(Frozen):
     """Times the workers are started again from the last checkpoint after one has died."""
     step_deadline_seconds: Number = Field(default=1800.0, gt=0.0)
     """A step that takes longer ends the run as an infrastructure error."""
+    profile: ProfileConfig | None = None
+    """Write a trace of some steps to the run folder; None: none. Changes no number."""
 
     @model_validator(mode="after")
     def _micro_batches_fit(self) -> "TrainConfig":

@@ -48,6 +48,8 @@ class Page:
     length_labels: Sequence[str]
     length_counts: Sequence[int]
     packing_facts: Mapping[str, str]
+    time_facts: Mapping[str, str]
+    """Where the time of a step went, and the memory."""
     mask_previews: Sequence[str]
     """HTML made by the chat encoder, which has escaped it."""
     scores: Sequence[Score]
@@ -73,6 +75,7 @@ def render(page: Page) -> str:
         ),
         section("Evaluation", _evaluation(page)),
         section("Packing", _packing(page)),
+        section("Time and memory", facts_table(page.time_facts)),
         section("What is trained", _masks(page)),
         section("Sample answers", _samples(page.samples)),
         section(

@@ -11,6 +11,18 @@ from lib.evals.deck import Page, Sample, Score, render
 from lib.evals.report import EvalReport, Paired, compare, read_eval_report
 
 MAX_SHOWN_CHARS = 2000
+GIB = 1 << 30
+_PARTS = {
+    "data": "Waiting for data",
+    "wait": "Waiting for other ranks",
+    "forward": "Forward",
+    "backward": "Backward",
+    "optimizer": "Clipping and optimizer",
+    "collective": "Transfers between ranks",
+    "save": "Saving",
+    "other": "Other",
+}
+"""Part of a step -> what it is called."""
 
 
 def write_report(
@@ -57,6 +69,9 @@ def _summary(train: Json, checkpoint: Manifest, before: EvalReport, after: EvalR
         "train_seconds": checkpoint.info["train_seconds"],
         "tokens_per_second": checkpoint.info["median_tokens_per_second"],
         "mfu": checkpoint.info["median_mfu"],
+        "part_seconds": checkpoint.info["part_seconds"],
+        "peak_memory_bytes": checkpoint.info["peak_memory_bytes"],
+        "slowest": checkpoint.info["slowest"],
         "checkpoint_digest": checkpoint.digest,
         "weights_digest": checkpoint.meta["weights_digest"],
         "mlflow_run_id": checkpoint.info.get("mlflow_run_id"),
@@ -92,6 +107,7 @@ def _page(
             "Documents cut": f"{packing['truncated']:,}",
             "Documents dropped": f"{packing['dropped']:,}",
         },
+        time_facts=_time_facts(summary),
         mask_previews=train["mask_preview_html"],
         scores=[_score("before", before), _score("after", after)],
         num_eval=after.num_eval,
@@ -113,6 +129,21 @@ def _rows(counts: Mapping[str, int]) -> dict[str, str]:
     if "rows_seen" not in counts:
         return {"Rows read in place": f"{counts['files']:,} files, {counts['size_bytes'] / (1 << 30):,.2f} GiB"}
     return {"Rows ingested, of rows seen": f"{counts['rows_kept']:,} of {counts['rows_seen']:,}"}
+
+
+def _time_facts(summary: Json) -> dict[str, str]:
+    """Parts by their share of the time of all steps, the ranks' memory, and the rank that others waited for."""
+    total = max(sum(summary["part_seconds"].values()), 1e-9)
+    facts = {_PARTS[name]: f"{seconds / total:.1%}" for name, seconds in summary["part_seconds"].items()}
+    if memory := summary["peak_memory_bytes"]:
+        least = f"{min(memory) / GIB:.2f} to " if len(memory) > 1 else ""
+        facts[f"Peak memory of {len(memory)} rank(s)"] = f"{least}{max(memory) / GIB:.2f} GiB"
+    slowest = summary["slowest"]
+    if slowest and len(memory) > 1:
+        facts["Slowest rank"] = (
+            f"{slowest['rank']}, in {slowest['share_of_steps']:.0%} of the steps, {slowest['over_mean'] - 1:.1%} over the mean"
+        )
+    return facts
 
 
 def _tiles(summary: Json) -> list[tuple[str, str, str]]:

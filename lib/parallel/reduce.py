@@ -1,7 +1,7 @@
 """Numbers over all ranks: sums, the gradient norm, and a barrier with a deadline."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 
 import torch
@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from lib.core.errors import WorkerDiedError
+from lib.parallel.clock import CLOCK
 
 EXACT_LIMIT = 1 << 53
 """Whole numbers below this are exact in float64."""
@@ -24,13 +25,25 @@ def all_reduce_sum(values: Mapping[str, float | int]) -> dict[str, float | int]:
         return dict(values)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     sums = torch.tensor([float(value) for value in values.values()], dtype=torch.float64, device=device)
-    dist.all_reduce(sums)
+    with CLOCK.part("collective"):
+        dist.all_reduce(sums)
     totals: dict[str, float | int] = {}
     for (name, value), total in zip(values.items(), sums.tolist()):
         if isinstance(value, int):
             assert max(abs(value), abs(total)) < EXACT_LIMIT, f"sum of {name} is too large to be exact: {total}"
         totals[name] = int(total) if isinstance(value, int) else total
     return totals
+
+
+def gather_rows(values: Sequence[float]) -> list[list[float]]:
+    """[num_ranks] every rank's numbers, on every rank; as many on each. One collective."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [list(values)]
+    own = torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    with CLOCK.part("collective"):
+        dist.all_gather(rows, own)
+    return [row.tolist() for row in rows]
 
 
 def barrier(deadline_seconds: float) -> None:
@@ -66,7 +79,8 @@ def clip_grad_norm(parameters: Iterable[torch.Tensor], max_norm: float) -> float
     norms = torch.stack(torch._foreach_norm(pieces)).double()
     total = norms.square().sum()
     for group in _shard_groups(gradients):
-        dist.all_reduce(total, group=group)
+        with CLOCK.part("collective"):
+            dist.all_reduce(total, group=group)
     norm = float(total.sqrt())
     scale = max_norm / (norm + 1e-6)
     if math.isfinite(norm) and scale < 1.0:

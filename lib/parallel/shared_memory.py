@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 
+from lib.parallel.clock import CLOCK
+
 SLOT_BYTES = 16 << 20
 
 
@@ -62,6 +64,7 @@ class SharedAllGather(AllGather):
     def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
 
+    @CLOCK.part("collective")
     def __call__(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> None:
@@ -85,6 +88,7 @@ class SharedReduceScatter(ReduceScatter):
     def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
 
+    @CLOCK.part("collective")
     def __call__(
         self,
         output_tensor: torch.Tensor,

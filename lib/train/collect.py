@@ -3,7 +3,10 @@
 import torch
 import torch.distributed as dist
 
+from lib.parallel.clock import CLOCK
 
+
+@CLOCK.part("collective")
 def gather_texts(text: str) -> list[str]:
     """[num_ranks] every rank's text, on every rank. Two collectives."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from lib.cluster.group import Worker
 from lib.models.flops import FlopCounter
-from lib.train.meters import METRICS_NAME, TIMINGS_NAME, SpeedMeter, StepLog, StepReport, StepWaits, report_row
+from lib.train.meters import METRICS_NAME, TIMINGS_NAME, SpeedMeter, StepLog, StepReport, report_row
+from lib.train.step import StepCounts
+from lib.train.times import StepTimes
 
 
 class Journal:
@@ -17,17 +19,18 @@ class Journal:
         self._timings = StepLog(run_dir / TIMINGS_NAME, resume_step=resume_step)
         self._meter = SpeedMeter(steps=steps, peak_flops=peak_flops)
 
-    def step_done(self, report: StepReport, counter: FlopCounter, num_attention_products: int, waits: StepWaits) -> None:
+    def step_done(self, report: StepReport, counter: FlopCounter, counts: StepCounts, times: StepTimes) -> None:
         """Write down a step that ended just now. The event is {"kind": "step", "steps", what report and meter say, and in
         "figures" the names of those that are the recipe's own}."""
         row = report_row(report)
         self._metrics.write(row)
         flops = counter.step(
-            num_tokens=report.num_tokens,
-            num_attention_products=num_attention_products,
-            num_targets=report.num_targets,
+            num_tokens=counts.num_tokens,
+            num_attention_products=counts.num_attention_products,
+            num_targets=counts.num_targets,
+            num_documents=counts.num_documents,
         )
-        speed = self._meter.step_done(step=report.step, num_tokens=report.num_tokens, flops=flops, waits=waits)
+        speed = self._meter.step_done(step=report.step, num_tokens=report.num_tokens, flops=flops, times=times)
         self._timings.write({"step": report.step, **speed})
         del row["sample_ids"]
         self._worker.emit({"kind": "step", "steps": self._steps, **row, **speed, "figures": list(report.figures)})

@@ -1,6 +1,5 @@
 """The loop of a training recipe, one rank's view: steps, checkpoints and records, the same whatever is minimised."""
 
-import time
 from pathlib import Path
 
 import torch
@@ -11,15 +10,18 @@ from lib.core.manifest import Json
 from lib.core.seeding import derive_seed, seed_process
 from lib.data.prefetch import Prefetcher
 from lib.data.stream import merge_states
+from lib.parallel.clock import CLOCK
 from lib.parallel.mesh import DataPlace
 from lib.parallel.reduce import all_reduce_sum, barrier
 from lib.train.checkpoint import CheckpointStore, checkpoint_folder, load_state
 from lib.train.journal import Journal
-from lib.train.meters import StepWaits, peak_flops
+from lib.train.meters import peak_flops
 from lib.train.optim import learning_rate_at
+from lib.train.profiling import StepProfiler
 from lib.train.state import ModelAndOptimizer, RandomGenerators, TrainState, Values
 from lib.train.step import MicroBatch, Training, count_step, train_step
 from lib.train.supervise import CHECKPOINTS
+from lib.train.times import StepTimes
 
 Feed = Prefetcher[list[MicroBatch]]
 """The micro-batches of this rank, step by step."""
@@ -61,20 +63,17 @@ def run_steps(worker: Worker, job: TrainJob, place: Json, training: Training, fe
     if info.rank == 0:
         journal = Journal(worker, run_dir, steps=job.steps, resume_step=place["resume_step"], peak_flops=peak)
 
+    steps = StepProfiler(config.train.profile, run_dir, info.rank, device).watch(range(first_step, job.steps + 1))
     with feed:
-        for step in range(first_step, job.steps + 1):
-            began = time.perf_counter()
-            micro_batches = feed.next_step()
-            ready = time.perf_counter()
+        for step in steps:
+            with CLOCK.part("data"):
+                micro_batches = feed.next_step()
             counts = count_step(
                 micro_batches,
                 training.objective,
                 training.flops,
                 part_written=store.part_written(),
                 counted=is_counted,
-            )
-            waits = StepWaits.over_ranks(
-                stall_seconds=ready - began, straggler_seconds=time.perf_counter() - ready, num_ranks=info.num_ranks
             )
             if store.pending and counts.num_parts_written == info.num_ranks:
                 store.all_parts_written(before_publishing=journal.sync if journal else None)
@@ -87,11 +86,13 @@ def run_steps(worker: Worker, job: TrainJob, place: Json, training: Training, fe
                 max_grad_norm=config.optim.max_grad_norm,
                 device=device,
             )
+            times = StepTimes.over_ranks(device)
             if journal:
-                journal.step_done(report, training.flops, counts.num_attention_products, waits)
+                journal.step_done(report, training.flops, counts, times)
             if step % config.train.checkpoint_every == 0 or step == job.steps:
-                _finish_save(store, config.train.step_deadline_seconds, journal)
-                store.save_async(step, state, {"identity": place["identity"], "model": place["model"]})
+                with CLOCK.part("save"):
+                    _finish_save(store, config.train.step_deadline_seconds, journal)
+                    store.save_async(step, state, {"identity": place["identity"], "model": place["model"]})
     _finish_save(store, config.train.step_deadline_seconds, journal)
     store.wait_until_published()
     store.close()

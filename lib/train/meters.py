@@ -16,13 +16,11 @@ import torch
 
 from lib.core.errors import ArtifactCorruptError, InfraError
 from lib.core.manifest import Json, canonical_json
-from lib.parallel.reduce import all_reduce_sum
+from lib.parallel.devices import known_device
+from lib.train.times import StepTimes, times_summary
 
 METRICS_NAME = "metrics.jsonl"
 TIMINGS_NAME = "timings.jsonl"
-
-_GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
-"""Dense bfloat16 rates from the vendor's data sheets, by a word in the device's name."""
 
 
 @dataclass(frozen=True)
@@ -101,22 +99,6 @@ def report_row(report: StepReport) -> Json:
     return row
 
 
-@dataclass(frozen=True)
-class StepWaits:
-    """What a step waited for, as the mean over the ranks."""
-
-    stall_seconds: float
-    """For its own data."""
-    straggler_seconds: float
-    """For other ranks, its data at hand."""
-
-    @staticmethod
-    def over_ranks(*, stall_seconds: float, straggler_seconds: float, num_ranks: int) -> "StepWaits":
-        """The mean from this rank's own waits; all ranks must call it."""
-        sums = all_reduce_sum({"stall": float(stall_seconds), "straggler": float(straggler_seconds)})
-        return StepWaits(sums["stall"] / num_ranks, sums["straggler"] / num_ranks)
-
-
 class SpeedMeter:
     """Tokens per second, share of the machine's peak and time left, from the steps of this start of the run."""
 
@@ -124,13 +106,10 @@ class SpeedMeter:
         """peak_flops: of all ranks together, per second."""
         self._steps, self._peak_flops = steps, peak_flops
         self._recent: list[float] = []
-        self._began = time.perf_counter()
 
-    def step_done(self, *, step: int, num_tokens: int, flops: int, waits: StepWaits) -> dict[str, float]:
-        """{"seconds", "tokens_per_second", "mfu", "eta_seconds", "stall_seconds", "straggler_seconds"} of a step that ended
-        just now."""
-        now = time.perf_counter()
-        seconds, self._began = max(now - self._began, 1e-9), now
+    def step_done(self, *, step: int, num_tokens: int, flops: int, times: StepTimes) -> Json:
+        """{"seconds" of rank 0, "tokens_per_second", "mfu", "eta_seconds"} of a step, and the row of its times."""
+        seconds = max(times.ranks[0].seconds, 1e-9)
         self._recent = [*self._recent[-19:], seconds]
         typical = sorted(self._recent)[len(self._recent) // 2]
         return {
@@ -138,13 +117,12 @@ class SpeedMeter:
             "tokens_per_second": num_tokens / seconds,
             "mfu": flops / seconds / self._peak_flops,
             "eta_seconds": typical * (self._steps - step),
-            "stall_seconds": waits.stall_seconds,
-            "straggler_seconds": waits.straggler_seconds,
+            **times.row(),
         }
 
 
-def speed_summary(timings: Sequence[Json]) -> dict[str, float]:
-    """Medians and totals of timings.jsonl rows, for people."""
+def speed_summary(timings: Sequence[Json]) -> Json:
+    """Medians and totals of timings.jsonl rows, for people; see `times_summary` for the rest."""
 
     def median(values: Iterable[float]) -> float:
         ordered = sorted(values)
@@ -155,8 +133,7 @@ def speed_summary(timings: Sequence[Json]) -> dict[str, float]:
         "median_step_seconds": median(row["seconds"] for row in timings),
         "median_tokens_per_second": median(row["tokens_per_second"] for row in timings),
         "median_mfu": median(row["mfu"] for row in timings),
-        "stall_seconds": sum(row["stall_seconds"] for row in timings),
-        "straggler_seconds": sum(row["straggler_seconds"] for row in timings),
+        **times_summary(timings),
     }
 
 
@@ -166,10 +143,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     Call it on all ranks at the same time: they share the processor's power and memory while they train, too.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        known = next((rate for word, rate in _GPU_PEAK_FLOPS.items() if word in name), None)
+        known = known_device(torch.cuda.get_device_name(device))
         if known is not None:
-            return known
+            return known.flops
     size = 1024 if device.type == "cpu" else 8192
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     best = float("inf")

@@ -33,7 +33,7 @@ _NOT_DECISIVE: Any = {
         "parallel": True,
         "tracking": True,
         "data": {"prefetch_batches", "workers", "worker_kind", "tokenize_first"},
-        "train": {"checkpoint_every", "keep_checkpoints", "max_restarts", "step_deadline_seconds"},
+        "train": {"checkpoint_every", "keep_checkpoints", "max_restarts", "step_deadline_seconds", "profile"},
     },
 }
 """Parts of a job that may change on a restart."""
@@ -111,9 +111,11 @@ def run_training(
         )
         packing = _fill(out, job, run_dir, result)
     speed = speed_summary(read_rows(run_dir / TIMINGS_NAME))
+    spent = speed["part_seconds"]
+    waste = packing.waste(train_seconds=speed["train_seconds"], stall_seconds=spent["data"], straggler_seconds=spent["wait"])
     out.info.update(
         speed,
-        waste=asdict(packing.waste(**{name: speed[name] for name in ("train_seconds", "stall_seconds", "straggler_seconds")})),
+        waste=asdict(waste),
         restarts=result["restarts"],
         num_ranks=job.shape.num_ranks,
         mlflow_run_id=tracked.run_id,

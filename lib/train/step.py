@@ -21,6 +21,7 @@ from lib.losses.cross_entropy import cross_entropy_sum
 from lib.models.decoder import Decoder
 from lib.models.flops import FlopCounter
 from lib.models.layers.documents import DocumentLayout
+from lib.parallel.clock import CLOCK
 from lib.parallel.reduce import all_reduce_sum, clip_grad_norm
 from lib.train.collect import gather_texts
 from lib.train.meters import StepReport
@@ -80,6 +81,7 @@ class StepCounts:
     num_targets: int
     """Tokens that are predicted."""
     num_tokens: int
+    num_documents: int
     num_slots: int
     num_attention_products: int
     """Over all documents and layers; see lib/models/flops.py."""
@@ -160,11 +162,13 @@ def count_step(
     local = {
         "num_targets": sum(micro.batch.num_targets for micro in micro_batches),
         "num_tokens": sum(lengths),
+        "num_documents": len(lengths),
         "num_slots": sum(micro.batch.token_ids.numel() for micro in micro_batches),
         "num_attention_products": flops.attention_products(lengths),
         "num_parts_written": written,
     }
-    totals = all_reduce_sum({**local, **divisors})
+    with CLOCK.part("wait"):
+        totals = all_reduce_sum({**local, **divisors})
     divided_by = {name.partition("/")[2]: float(totals[name]) for name in divisors}
     return StepCounts(**{key: int(totals[key]) for key in local}, counted=counted, divisors=divided_by)
 
@@ -188,7 +192,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     own = accumulate_gradients(module, micro_batches, objective, divisors=counts.divisors, device=device)
     sums = all_reduce_sum({name: value * counts.counted for name, value in own.items()})
-    grad_norm = clip_grad_norm(module.parameters(), max_grad_norm)
+    with CLOCK.part("optimizer"):
+        grad_norm = clip_grad_norm(module.parameters(), max_grad_norm)
     counted = micro_batches if counts.counted else ()
     local_ids = [sample_id for micro in counted for row in micro.batch.sample_ids for sample_id in row]
     sample_ids = tuple(sample_id for text in gather_texts(json.dumps(local_ids)) for sample_id in json.loads(text))
@@ -196,7 +201,8 @@ def train_step(
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise NonFiniteLossError(_explain(step, loss, grad_norm, sample_ids))
     set_learning_rate(optimizer, learning_rate)
-    optimizer.step()
+    with CLOCK.part("optimizer"):
+        optimizer.step()
     return StepReport(
         step=step,
         loss=loss,
@@ -226,9 +232,11 @@ def accumulate_gradients(
     for index, micro in enumerate(micro_batches):
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(index == len(micro_batches) - 1)
-        sums = objective.sums(module, micro, device)
-        loss = objective.loss(sums, divisors)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        with CLOCK.part("forward"):
+            sums = objective.sums(module, micro, device)
+            loss = objective.loss(sums, divisors)
+        with CLOCK.part("backward"):
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value.item()
     return totals

@@ -23,7 +23,10 @@ from lib.core.paths import home, safe_name
 from lib.train.meters import read_rows
 
 RUN_NAME, STEPS_NAME, OUTCOME_NAME, DELIVERED_NAME = "run.json", "steps.jsonl", "outcome.json", "delivered.json"
-_TRACKED = ("loss", "grad_norm", "learning_rate", "num_targets", "tokens_per_second", "mfu")
+_TRACKED = (
+    *("loss", "grad_norm", "learning_rate", "num_targets"),
+    *("seconds", "tokens_per_second", "mfu", "slowest_rank", "slowest_over_mean"),
+)
 _MAX_VALUE_CHARS = 6000
 _LOGGER = logging.getLogger(__name__)
 
@@ -104,7 +107,10 @@ class TrackedRun:
 
     def log(self, event: Mapping[str, Any]) -> None:
         if self._tracker and event["kind"] == "step":
-            self._tracker.log(event["step"], {name: event[name] for name in (*_TRACKED, *event["figures"])})
+            metrics = {name: event[name] for name in (*_TRACKED, *event["figures"])}
+            metrics |= {f"{part}_seconds": seconds for part, seconds in event["parts"].items()}
+            metrics["peak_memory_bytes"] = max(event["peak_memory_bytes"])
+            self._tracker.log(event["step"], metrics)
 
     def end(self, outcome: Outcome) -> None:
         if self._tracker:

@@ -44,6 +44,7 @@ def _page(text: str, **changes: object) -> Page:
         "length_labels": [text],
         "length_counts": [3],
         "packing_facts": {text: text},
+        "time_facts": {text: text},
         "mask_previews": ["<div>made and escaped by the chat encoder</div>"],
         "scores": [Score(text, 0.5, 0.4, 0.6, None)],
         "num_eval": 2,

@@ -46,7 +46,7 @@ def test_the_count_is_the_traced_one(name: str) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_the_count_with_heads_is_the_traced_one(head: str) -> None:
-    """Within 1 %: in place of the language model's head and beside it, by document and by token, on trained and frozen layers."""
+    """Within 1 %: in place of the language model's head and beside it, by document and by token, on frozen layers too."""
     for spec in (SPECS["dense"], SPECS["experts"]):
         for lora in (None, LoraConfig(rank=4)):
             count = measure(spec, lora, HEADS[head])

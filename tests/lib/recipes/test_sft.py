@@ -51,6 +51,11 @@ def test_a_run_learns_and_leaves_all_that_is_promised(uninterrupted: tuple[Path,
     assert manifest.lineage["model"] == read_manifest(inputs.model).digest
     assert manifest.counts["steps"] == 6 and manifest.meta["step"] == 6
     assert manifest.info["train_seconds"] > 0 and manifest.info["mlflow_run_id"] is None
+    timings = [json.loads(line) for line in (root / "run" / "timings.jsonl").read_text().splitlines()]
+    for row in timings:
+        assert sum(row["parts"].values()) == pytest.approx(row["seconds"])
+        assert all(row["parts"][name] > 0 for name in ("forward", "backward", "optimizer"))
+    assert manifest.info["part_seconds"]["save"] > 0 and len(manifest.info["peak_memory_bytes"]) == 1
 
 
 def test_the_same_run_twice_has_the_same_digest(uninterrupted: tuple[Path, Manifest], inputs: Inputs, tmp_path: Path) -> None:
@@ -167,6 +172,19 @@ def test_a_folder_of_another_job_is_refused(uninterrupted: tuple[Path, Manifest]
         train(inputs, job(steps=7), uninterrupted[0], name="other")
 
 
+def test_a_trace_changes_no_bit(uninterrupted: tuple[Path, Manifest], inputs: Inputs, tmp_path: Path) -> None:
+    """Weights, moments and the metrics of every step are those of a run without; the run is the same run."""
+    watched = job(train={"profile": {"first_step": 3, "num_steps": 2}})
+    found = train(inputs, watched, tmp_path)
+    assert [path.name for path in (tmp_path / "run" / "profiles").iterdir()] == ["rank-00000-steps-3-to-4.json.gz"]
+    assert found.meta == uninterrupted[1].meta
+    state = "state/state-00000-of-00001.safetensors"
+    for name in ("metrics.jsonl", state):
+        assert (tmp_path / "checkpoint" / name).read_bytes() == (uninterrupted[0] / "checkpoint" / name).read_bytes(), name
+    with pytest.raises(ConfigError, match="ends with step 7, after the last of 6"):
+        job(train={"profile": {"first_step": 7}})
+
+
 def test_training_needs_the_models_own_report_passed(inputs: Inputs, tmp_path: Path) -> None:
     for change, words in (({"model_digest": "0" * 64}, "is of model 0000"), ({"passed": False}, "has not passed")):
         wrong = Inputs(inputs.model, inputs.data, inputs.report.model_copy(update=change))
@@ -177,7 +195,7 @@ def test_training_needs_the_models_own_report_passed(inputs: Inputs, tmp_path: P
 def test_identity_is_what_decides_the_numbers() -> None:
     """Ranks, deadlines and tracking may change when a run goes on; the learning rate or the seed may not."""
     identity = partial(run_identity, "sft", model_digest="m", data_digest="d")
-    same = [job(), job(ranks=2), job(mlflow=True), job(train={"max_restarts": 0, "checkpoint_every": 5})]
+    same = [job(), job(ranks=2), job(mlflow=True), job(train={"max_restarts": 0, "checkpoint_every": 5, "profile": {}})]
     assert len({identity(one) for one in same}) == 1
     others = [job(steps=7), job(train={"seed": 1}), job(data={"seed": 1}), job(sequence_length=64)]
     assert len({identity(one) for one in [*others, job()]}) == 5

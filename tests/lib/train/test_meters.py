@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lib.core.errors import ArtifactCorruptError
-from lib.train.meters import SpeedMeter, StepLog, StepReport, StepWaits, peak_flops, read_rows, report_row, speed_summary
+from lib.train.meters import SpeedMeter, StepLog, StepReport, peak_flops, read_rows, report_row, speed_summary
+from lib.train.times import StepTimes
 
 
 def _report(step: int) -> StepReport:
@@ -49,14 +50,13 @@ def test_lines_hold_no_times() -> None:
 
 def test_speed_is_tokens_and_flops_over_seconds() -> None:
     meter = SpeedMeter(steps=10, peak_flops=1e9)
-    waits = StepWaits.over_ranks(stall_seconds=0.5, straggler_seconds=0.25, num_ranks=1)
-    found = meter.step_done(step=4, num_tokens=100, flops=10**6, waits=waits)
+    found = meter.step_done(step=4, num_tokens=100, flops=10**6, times=StepTimes.over_ranks(torch.device("cpu")))
     assert found["tokens_per_second"] == pytest.approx(100 / found["seconds"])
     assert found["mfu"] == pytest.approx(1e6 / found["seconds"] / 1e9)
     assert found["eta_seconds"] == pytest.approx(6 * found["seconds"])
     summary = speed_summary([found, found, found])
     assert summary["train_seconds"] == pytest.approx(3 * found["seconds"]) and summary["median_mfu"] == found["mfu"]
-    assert (summary["stall_seconds"], summary["straggler_seconds"]) == (1.5, 0.75)
+    assert summary["part_seconds"]["data"] == pytest.approx(3 * found["parts"]["data"])
     assert speed_summary([])["train_seconds"] == 0
 
 

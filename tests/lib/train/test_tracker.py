@@ -20,6 +20,11 @@ _EVENT = {
     "tokens_per_second": 10.0,
     "mfu": 0.5,
     "figures": ["accuracy"],
+    "seconds": 0.25,
+    "parts": {"forward": 0.1, "other": 0.15},
+    "slowest_rank": 1,
+    "slowest_over_mean": 1.1,
+    "peak_memory_bytes": [1 << 20, 3 << 20],
 }
 
 
