@@ -2,6 +2,7 @@
 
 `python -m tests.campaigns packing [--lists 1000000]`: random length lists through the packer.
 `python -m tests.campaigns memory [--rows 5000000]`: short rows streamed from a file, with one of 50 MB among them.
+`python -m tests.campaigns invariance [--cases 1000]`: random cuts of a step on 1, 2 and 4 ranks against one plain process.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,8 @@ from lib.data.examples import open_examples
 from lib.data.mixture import OWN_DATA
 from lib.data.packing import BestFitPacker, OpenPack
 from lib.data.stream import Encoding, PackedStream
+from tests.lib.parallel.ranks import run_here, run_ranks
+from tests.numerics.invariance import broken_limits, check_cases, random_case
 
 
 class PackingCase(NamedTuple):
@@ -128,16 +132,45 @@ def memory(num_rows: int) -> None:
     assert num_dropped >= 1
 
 
+def invariance(num_cases: int) -> None:
+    """As many cases on each number of ranks; a start of the ranks takes a hundred."""
+    start, at_once = time.perf_counter(), 100
+    for num_ranks in (1, 2, 4):
+        greatest = {"loss": 0.0, "float32": 0.0, "float64": 0.0}
+        for first in range(0, num_cases, at_once):
+            cases = [random_case(number) for number in range(first, min(first + at_once, num_cases))]
+            values = [asdict(case) for case in cases]
+            found = run_here(check_cases, values) if num_ranks == 1 else run_ranks(check_cases, num_ranks, values)[0]
+            for case, differences in zip(cases, found, strict=True):
+                broken = broken_limits(case, differences)
+                assert not broken, f"{num_ranks} ranks, {case}: {'; '.join(broken)}"
+                greatest["loss"] = max(greatest["loss"], differences["loss"])
+                greatest[case.dtype] = max(greatest[case.dtype], differences["gradient"])
+            print(
+                f"{num_ranks} ranks: {first + len(cases)} cases, {time.perf_counter() - start:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+        print(
+            f"invariance: {num_cases} cases on {num_ranks} rank{'s' * (num_ranks > 1)}; greatest difference: loss "
+            f"{greatest['loss']:.1e}, gradients {greatest['float32']:.1e} in float32, {greatest['float64']:.1e} in float64",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns")
     commands = parser.add_subparsers(dest="name", required=True)
     commands.add_parser("packing").add_argument("--lists", type=int, default=1_000_000)
     commands.add_parser("memory").add_argument("--rows", type=int, default=5_000_000)
+    commands.add_parser("invariance").add_argument("--cases", type=int, default=1000)
     options = parser.parse_args()
     if options.name == "packing":
         packing(options.lists)
-    else:
+    elif options.name == "memory":
         memory(options.rows)
+    else:
+        invariance(options.cases)
 
 
 if __name__ == "__main__":

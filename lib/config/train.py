@@ -1,5 +1,7 @@
 """One training run: batches, checkpoints, tracking."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from lib.config.base import Frozen, Number
@@ -30,6 +32,8 @@ class TrainConfig(Frozen):
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept in the run folder; older ones go only after a newer one is published."""
+    export_dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
+    """Dtype of the weights that a run writes at its end. model: each tensor as the model that was trained stores it."""
     max_restarts: int = Field(default=3, ge=0)
     """Times the workers are started again from the last checkpoint after one has died."""
     step_deadline_seconds: Number = Field(default=1800.0, gt=0.0)

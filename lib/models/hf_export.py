@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from lib.core.errors import ModelError
 from lib.models.hf_io import INDEX_FILE, SINGLE_FILE, CheckpointReader, read_json
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
@@ -43,12 +44,14 @@ def write_hf_folder(
         max_shard_bytes: a file holds at most this, or a single larger tensor.
         chat: what the model was trained with: its rules are written beside the weights, and generation stops where its
             turns end; None: as the source folder's tokenizer says.
+    Raises:
+        ModelError: a number is too great for the dtype.
     """
     reader = CheckpointReader(source_folder)
     known = frozenset(reader.names())
     new_dtype = max((reader.dtype(name) for name in known), key=lambda dtype: dtype.itemsize)
     stored = (
-        (name, _to_store(tensor, dtype or (reader.dtype(name) if name in known else new_dtype)))
+        (name, to_store(name, tensor, dtype or (reader.dtype(name) if name in known else new_dtype)))
         for name, tensor in named_tensors
     )
     dtypes = write_shards(out, stored, max_shard_bytes)
@@ -61,8 +64,19 @@ def write_hf_folder(
     _write_configs(out, source_folder, dtypes, generation_ends(source_folder, chat))
 
 
-def _to_store(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+def to_store(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor on CPU in the dtype that it is written in.
+
+    Raises:
+        ModelError: a number is too great for the dtype.
+    """
+    stored = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+    if not stored.isfinite().all() and tensor.isfinite().all():
+        raise ModelError(
+            f"{name} holds {float(tensor.abs().max()):g}, and {str(dtype).removeprefix('torch.')} ends at "
+            f"{torch.finfo(dtype).max:g}; write bfloat16 or float32 instead (config.train.export_dtype)"
+        )
+    return stored
 
 
 def write_shards(out: Path, tensors: Iterator[tuple[str, torch.Tensor]], max_shard_bytes: int) -> set[torch.dtype]:

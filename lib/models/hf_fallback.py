@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from lib.core.errors import ModelError
 from lib.models.families import FAMILIES
-from lib.models.hf_export import COPIED_FILES, generation_ends, write_json
+from lib.models.hf_export import COPIED_FILES, generation_ends, to_store, write_json
 from lib.models.hf_io import CheckpointReader, read_json, read_spec
 from lib.models.layers.documents import DocumentLayout
 from lib.models.spec import DecoderSpec, Rope
@@ -146,20 +146,29 @@ def packing_problem(folder: Path) -> str:
 
 
 def write_fallback_folder(
-    out: Path, tensors: Mapping[str, torch.Tensor], source_folder: Path, *, chat: ChatEncoder | None = None
+    out: Path,
+    tensors: Mapping[str, torch.Tensor],
+    source_folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    chat: ChatEncoder | None = None,
 ) -> None:
-    """Write trained weights as transformers does, each tensor in the dtype of the source, with its config and tokenizer.
+    """Write trained weights as transformers does, with its config and tokenizer.
 
     Args:
         out: an existing folder, empty of model files.
         tensors: name of each parameter -> whole tensor.
+        dtype: of all tensors; None: the source's.
         chat: see `write_hf_folder`.
+    Raises:
+        ModelError: a number is too great for the dtype.
     """
     reader = CheckpointReader(source_folder)
-    model = load_fallback(source_folder, dtype=reader.dtype(reader.names()[0])).model
+    stored = dtype or reader.dtype(reader.names()[0])
+    model = load_fallback(source_folder, dtype=stored).model
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[name])
+            parameter.copy_(to_store(name, tensors[name], stored))
     with tempfile.TemporaryDirectory(dir=out.parent) as saved:
         model.save_pretrained(saved)
         for path in Path(saved).glob("*.safetensors*"):
@@ -170,9 +179,12 @@ def write_fallback_folder(
     if chat is not None:
         chat.rules.save(out)
     ends = generation_ends(source_folder, chat)
-    for name in ("config.json", "generation_config.json"):
-        if (source_folder / name).is_file():
-            write_json(out / name, read_json(source_folder / name) | ends)
+    config = read_json(source_folder / "config.json")
+    if dtype is not None:
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
+    write_json(out / "config.json", config | ends)
+    if (source_folder / "generation_config.json").is_file():
+        write_json(out / "generation_config.json", read_json(source_folder / "generation_config.json") | ends)
 
 
 def lost_in_round_trip(folder: Path) -> list[str]:

@@ -20,13 +20,14 @@ LAYER_NAME = re.compile(r"(?:.*\.)?layers\.\d+")
 def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> None:
     """Shard a module in place (it may be on the meta device); forward and backward then run on all ranks together.
 
-    Parameters stay float32 pieces and are gathered in the compute dtype. Gradients are summed over the ranks in float32,
-    never averaged: the loss is a sum and is divided once, by the global count. Inputs are not cast: the rotary tables
-    are float32 in every compute dtype.
+    Parameters stay float32 pieces and are gathered in the compute dtype. Gradients are summed over the ranks in float32 (in
+    the compute dtype where that is wider), never averaged: the loss is a sum and is divided once, by the global count. Inputs
+    are not cast: the rotary tables are float32 in every compute dtype.
     """
     layers = [layer for name, layer in module.named_modules() if LAYER_NAME.fullmatch(name)]
+    dtype = getattr(torch, config.compute_dtype)
     policy = MixedPrecisionPolicy(
-        param_dtype=getattr(torch, config.compute_dtype), reduce_dtype=torch.float32, cast_forward_inputs=False
+        param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False
     )
     on_gpu, sharding = mesh.device_type == "cuda", sharding_mesh(mesh)
     for layer in layers:

@@ -27,7 +27,7 @@ from lib.tokens.tokenizer import Tokenizer
 from lib.train.fallback import num_fallback_parameters
 from lib.train.lock import worker_lock
 from lib.train.loop import begin, data_place, run_steps
-from lib.train.model_folder import load_module, write_module
+from lib.train.model_folder import export_dtype, load_module, write_module
 from lib.train.optim import build_optimizer
 from lib.train.run import EXPORT, RunInputs, run_training
 from lib.train.step import MicroBatch, NextToken, Training
@@ -68,7 +68,8 @@ class SftWorker(Worker):
             config.data.prefetch_batches if config.data.workers else 0,
         )
         run_steps(self, job, place, training, feed)
-        write_module(module, config.model.lora, encoder, Path(place["run_dir"]) / EXPORT, rank=self.info.rank)
+        out, dtype = Path(place["run_dir"]) / EXPORT, export_dtype(config.train)
+        write_module(module, config.model.lora, encoder, out, dtype=dtype, rank=self.info.rank)
         previews = chats.first_documents(encoder, NUM_PREVIEWS)
         return {"mask_preview_html": [encoder.preview_html(document.encoded()) for document in previews]}
 

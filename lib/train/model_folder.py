@@ -9,6 +9,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from lib.config.model import LoraConfig, ModelConfig
+from lib.config.train import TrainConfig
 from lib.core.errors import InfraError
 from lib.models.decoder import Decoder
 from lib.models.hf_export import write_hf_folder
@@ -62,19 +63,32 @@ def _frozen_as_stored(decoder: Decoder, reader: CheckpointReader, weights: Weigh
             parameter.data = parameter.data.to(reader.dtype(weights.entries[name].names[0]))
 
 
+def export_dtype(config: TrainConfig) -> torch.dtype | None:
+    """Of the weights that a run writes; None: as the model that was trained stores them."""
+    return None if config.export_dtype == "model" else getattr(torch, config.export_dtype)
+
+
 def write_module(
-    module: LossModule | FallbackLossModule, lora: LoraConfig | None, chat: ChatEncoder, folder: Path, *, rank: int
+    module: LossModule | FallbackLossModule,
+    lora: LoraConfig | None,
+    chat: ChatEncoder,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    rank: int,
 ) -> None:
     """Rank 0 writes folder/hf, the Hugging Face folder that the weights came from with adapters merged into them, and
     folder/adapter where there are adapters that PEFT can hold; the others lend their pieces.
 
     Args:
         chat: what the model was trained with; its tokenizer's folder is the one that the weights came from.
+        dtype: of the weights in folder/hf; None: as the model that was trained stores them.
     Raises:
         InfraError: the disk is full or failed.
+        ModelError: a weight is too great for the dtype.
     """
     if isinstance(module, FallbackLossModule):
-        _write_fallback(module, chat, folder, rank=rank)
+        _write_fallback(module, chat, folder, dtype=dtype, rank=rank)
         return
     has_adapter = lora is not None and why_not_peft(lora, module.decoder.spec) is None
     if rank:
@@ -83,18 +97,20 @@ def write_module(
                 continue
         return
     with _fresh(folder):
-        write_hf_folder(folder / WEIGHTS, full_tensors(module), chat.tokenizer.folder, chat=chat)
+        write_hf_folder(folder / WEIGHTS, full_tensors(module), chat.tokenizer.folder, dtype=dtype, chat=chat)
         if lora is not None and has_adapter:
             (folder / ADAPTER).mkdir()
             write_adapter(folder / ADAPTER, trained_tensors(module), lora, module.decoder.spec)
 
 
-def _write_fallback(module: FallbackLossModule, chat: ChatEncoder, folder: Path, *, rank: int) -> None:
+def _write_fallback(
+    module: FallbackLossModule, chat: ChatEncoder, folder: Path, *, dtype: torch.dtype | None, rank: int
+) -> None:
     """Rank 0 holds all of the weights before it writes them."""
     kept = {name: tensor.cpu() for name, tensor in fallback_tensors(module) if rank == 0}
     if rank == 0:
         with _fresh(folder):
-            write_fallback_folder(folder / WEIGHTS, kept, chat.tokenizer.folder, chat=chat)
+            write_fallback_folder(folder / WEIGHTS, kept, chat.tokenizer.folder, dtype=dtype, chat=chat)
 
 
 @contextmanager

@@ -1,20 +1,15 @@
-"""One denominator: ranks, accumulation and packing never change loss or gradients."""
+"""One denominator: accumulation and packing never change loss or gradients; ranks neither, see test_invariance.py."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from lib.cluster.group import Deadlines
-from lib.cluster.local import LocalGroup
-from lib.config.parallel import ClusterShape
 from lib.data.batch import PackedRow
 from lib.models.flops import FlopCounter
 from lib.train.step import NextToken, count_step
-from tests.numerics.grad_worker import TARGETS, GradWorker, accumulated, gradients, loss_module, micro_batches, packed_rows
+from tests.numerics.rows import TARGETS, accumulated, gradients, loss_module, micro_batches, packed_rows
 
 NUM_TARGETS = sum(TARGETS) + sum(1 for number, targets in enumerate(TARGETS) if number % 2 and targets < 50)
 """A row's first document, and in every other short row a second one of two tokens with one target."""
@@ -76,21 +71,6 @@ def test_packed_is_unpacked(one_batch: Result) -> None:
     assert total / NUM_TARGETS == pytest.approx(one_batch[0] / NUM_TARGETS, abs=1e-6)
     assert correct == one_batch[1]
     _assert_same(grads, one_batch[2], 1e-5)
-
-
-@pytest.mark.numerics
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("num_ranks", [2, 4])
-def test_ranks_are_one_process(one_batch: Result, tmp_path: Path, num_ranks: int) -> None:
-    """[C2] Rows dealt to 2 and to 4 ranks that hold very different numbers of targets, a row a micro-batch."""
-    shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=num_ranks, threads_per_rank=1)
-    env = {"OMP_NUM_THREADS": "1"}
-    with LocalGroup(GradWorker, shape, env=env, deadlines=Deadlines(start_seconds=300.0)) as group:
-        sums = group.call("gradients", str(tmp_path / "grads.safetensors"), 1, deadline_seconds=300.0)
-    assert sums["num_targets"] == NUM_TARGETS and sums["num_parts_written"] == num_ranks
-    assert sums["loss"] / NUM_TARGETS == pytest.approx(one_batch[0] / NUM_TARGETS, abs=1e-6)
-    assert sums["num_correct"] == one_batch[1]
-    _assert_same(load_file(tmp_path / "grads.safetensors"), one_batch[2], 1e-5)
 
 
 def test_a_step_without_targets_is_exactly_zero() -> None:

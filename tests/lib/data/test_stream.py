@@ -171,19 +171,17 @@ def test_every_epoch_has_every_sample_once(case: str) -> None:
         assert all(min(epochs) <= read[name] <= max(epochs) + 1 for name in ids)
 
 
-@pytest.mark.parametrize("sizes", [(0, 7), (1, 100), (5, 5)])
-def test_unequal_shares_end_with_equal_steps(sizes: tuple[int, int]) -> None:
-    """[B8] Two ranks of one stream each, on splits of very unequal sizes: in every step each has as many rows of the same
+@pytest.mark.parametrize("sizes", [(0, 7), (1, 100), (5, 5), (0, 7, 1, 100)])
+def test_unequal_shares_end_with_equal_steps(sizes: tuple[int, ...]) -> None:
+    """[B8] Ranks of one stream each, on splits of very unequal sizes: in every step each has as many rows of the same
     length, and within an epoch no sample comes twice and none is left out, up to what open packs hold."""
-    sources = {OWN_DATA: source_of(sizes, [10, 20])}
-    config = _config(num_streams=2, open_packs=1)
-    ranks = [
-        PackedStream(sources, PLAIN, config, sequence_length=LENGTH, rows_per_step=2, share=Share(rank, 2)) for rank in (0, 1)
-    ]
+    sources, num_ranks = {OWN_DATA: source_of(sizes, [10, 20])}, len(sizes)
+    config, numbers = _config(num_streams=num_ranks, open_packs=1), {"sequence_length": LENGTH, "rows_per_step": num_ranks}
+    ranks = [PackedStream(sources, PLAIN, config, **numbers, share=Share(rank, num_ranks)) for rank in range(num_ranks)]
     given: Counter[str] = Counter()
     for _ in range(50):
         steps = [rank.next_step() for rank in ranks]
-        assert [len(step.rows) for step in steps] == [1, 1]
+        assert [len(step.rows) for step in steps] == [1] * num_ranks
         given.update(name for step in steps for row in step.rows for name in row.sample_ids)
         states = [state for rank in ranks for state in rank.state()["streams"].values()]
         epochs = [state["mixer"]["cursors"][0][0] for state in states]

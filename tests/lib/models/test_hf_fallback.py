@@ -20,7 +20,9 @@ from lib.models.hf_fallback import (
     load_fallback,
     lost_in_round_trip,
     packing_problem,
+    write_fallback_folder,
 )
+from lib.models.hf_io import CheckpointReader, read_json
 from lib.models.layers.documents import DocumentLayout
 from lib.models.verify_fallback import verify_folder
 from lib.train.fallback import FallbackLossModule
@@ -115,6 +117,18 @@ def test_the_loss_and_gradients_are_those_of_transformers(folders: dict[str, Pat
 
 def test_bfloat16_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert lost_in_round_trip(fallback_model(tmp_path, "gpt2", dtype="bfloat16")) == []
+
+
+@pytest.mark.parametrize("name", ["float32", "float16"])
+def test_weights_are_written_in_the_dtype_that_was_asked_for(tmp_path: Path, name: str) -> None:
+    """[C9] A bfloat16 model: each tensor rounded once, and the config says so."""
+    source, out, dtype = fallback_model(tmp_path / "source", "gpt2", dtype="bfloat16"), tmp_path / "out", getattr(torch, name)
+    out.mkdir()
+    write_fallback_folder(out, dict(load_fallback(source).model.named_parameters()), source, dtype=dtype)
+    before, after = CheckpointReader(source), CheckpointReader(out)
+    assert read_json(out / "config.json")["dtype"] == name and before.names() == after.names()
+    for tensor in after.names():
+        assert after.dtype(tensor) == dtype and torch.equal(after.get(tensor), before.get(tensor).to(dtype)), tensor
 
 
 @pytest.mark.parametrize(

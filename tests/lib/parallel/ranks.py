@@ -1,6 +1,10 @@
-"""Run a function on several real gloo ranks and get what each returns."""
+"""Run a function on several real gloo ranks and get what each returns.
+
+Ranks are forked from a server that has imported what they all need: an import of torch costs more than most of what they do.
+"""
 
 import json
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,13 +13,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
+
+multiprocessing.get_context("forkserver").set_forkserver_preload(["lib.train.model_folder", __name__])
 
 
 def run_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> list[Any]:
     """`function(*args)` on each rank of a fresh process group, one process each; the JSON values returned, by rank."""
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        spawn(_rank, args=(function, num_ranks, Path(folder), args), nprocs=num_ranks)  # type: ignore[no-untyped-call]
+        all_args = (function, num_ranks, Path(folder), args)
+        start_processes(_rank, all_args, num_ranks, start_method="forkserver")  # type: ignore[no-untyped-call]
         return [json.loads((Path(folder) / f"result-{rank}.json").read_text()) for rank in range(num_ranks)]
 
 

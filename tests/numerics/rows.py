@@ -1,23 +1,12 @@
-"""Batches with very different numbers of targets, and a worker that takes their gradients on several ranks."""
-
-from pathlib import Path
+"""Rows with very different numbers of targets, a small model, and its gradients."""
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
 
-from lib.cluster.group import Worker, dispatch
-from lib.config.model import ModelConfig
-from lib.config.parallel import ClusterShape
 from lib.data.batch import Document, PackedRow, collate
 from lib.models.decoder import Decoder
-from lib.models.flops import FlopCounter
 from lib.models.spec import DecoderSpec, Rope
-from lib.parallel.apply import shard_model
-from lib.parallel.mesh import build_mesh
-from lib.parallel.reduce import all_reduce_sum
-from lib.train.step import LossModule, MicroBatch, NextToken, accumulate_gradients, count_step
+from lib.train.step import LossModule, MicroBatch, NextToken, accumulate_gradients
 
 SEQUENCE_LENGTH = 64
 SPEC = DecoderSpec(
@@ -69,35 +58,14 @@ def loss_module(dtype: torch.dtype = torch.float32) -> LossModule:
 
 
 def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """[parameter name] whole gradients; on several ranks all of them must call this."""
+    """[parameter name] gradients."""
     found = {}
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
-        grad = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
-        found[name] = grad.detach().clone()
+        found[name] = parameter.grad.detach().clone()
     return found
 
 
 def accumulated(module: LossModule, micro: list[MicroBatch], divisor: float) -> dict[str, float]:
     """Sums of this rank's micro-batches; their gradients are those of the loss divided by `divisor`."""
     return accumulate_gradients(module, micro, NextToken(), divisors={"loss": divisor}, device=torch.device("cpu"))
-
-
-class GradWorker(Worker):
-    """One rank of a sharded model."""
-
-    @dispatch()
-    def gradients(self, out: str, micro_batch_rows: int) -> dict[str, float]:
-        """Row g belongs to rank g % num_ranks. Writes the whole gradients to `out`; returns counts and loss sum."""
-        info = self.info
-        rows = packed_rows()[info.rank :: info.num_ranks]
-        module = loss_module()
-        shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=info.num_ranks, threads_per_rank=1)
-        shard_model(module, build_mesh(shape), ModelConfig(compute_dtype="float32"))
-        micro = micro_batches(rows, micro_batch_rows)
-        counts = count_step(micro, NextToken(), FlopCounter(SPEC), part_written=True)
-        sums = all_reduce_sum(accumulated(module, micro, counts.divisors["loss"]))
-        whole = gradients(module)
-        if info.rank == 0:
-            save_file(whole, Path(out))
-        return {**sums, "num_targets": counts.num_targets, "num_parts_written": counts.num_parts_written}
