@@ -40,7 +40,7 @@ class Snapshot:
     @property
     def data(self) -> memoryview:
         """All tensors, one after the other; valid until the next `take`."""
-        return memoryview(self._buffer.numpy())[: self._num_bytes]
+        return self._buffer.numpy().data[: self._num_bytes]
 
     def take(self, pieces: Mapping[str, Piece]) -> None:
         """Copy the pieces as they are now. The widest numbers come first, which aligns all."""
