@@ -17,8 +17,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from lib.core.errors import TokenizerError
 from lib.tokens.auto_tokenizer import AutoTokenizer
 from lib.tokens.control import ControlText, control_tokens
+from lib.tokens.cuts import open_ends
 from lib.tokens.sandbox import template_problem
 from lib.tokens.vocab_plan import planned_text_tokens
+from lib.tokens.words import WordEncoder
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -139,6 +141,11 @@ class Tokenizer:
         return ControlText(self.control_tokens)
 
     @cached_property
+    def _words(self) -> WordEncoder | None:
+        ends = open_ends(self.text_backend)
+        return None if ends is None else WordEncoder(self.text_backend, ends)
+
+    @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end generation: the token that closes a turn in the chat template, eos, and those that hand over to a tool.
 
@@ -158,7 +165,9 @@ class Tokenizer:
         return list(self.text_backend.encode(text, add_special_tokens=False).ids)
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode_text` of many texts in one call, without the cost of character offsets."""
+        """`encode_text` of many texts in one call, without the cost of character offsets; from words where that is exact."""
+        if self._words is not None:
+            return self._words.encode(texts)
         return [encoding.ids for encoding in self.text_backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
