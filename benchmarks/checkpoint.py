@@ -24,9 +24,11 @@ from benchmarks.floor import measure_floor
 from benchmarks.report import Report, medians, say
 from lib.core.artifact import fsync_path, verify
 from lib.train.checkpoint import KIND, CheckpointStore, checkpoint_folder, load_state
+from lib.train.retention import Retention
 from lib.train.state import Fetch, Piece, TrainState
 
 TOKENS_PER_STEP = 512
+FACTS: dict[str, Any] = {"layout": {}, "loss": 1.0}
 GROWTH_LIMIT = 0.02
 WARM_UP_SAVES = 5
 TARGETS = {"copy_speed_share": 0.8, "loop_not_blocked": 0.95, "memory_flat": 1.0}
@@ -60,7 +62,7 @@ def registry(tensors: Tensors) -> TrainState:
 
 
 def save_and_publish(store: CheckpointStore, step: int, state: TrainState) -> None:
-    store.save_async(step, state, {"identity": "benchmark"})
+    store.save_async(step, state, FACTS)
     store.wait_for_part()
     store.all_parts_written()
     store.wait_until_published()
@@ -81,7 +83,7 @@ def timed(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, f
 def saving_and_loading(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Seconds of each variant. What is read back is compared with what was written."""
     tensors = Tensors(options.parameters)
-    state, store = registry(tensors), CheckpointStore(folder / "ours", keep=1, rank=0, num_ranks=1)
+    state, store = registry(tensors), CheckpointStore(folder / "ours", keep=Retention(1), rank=0, num_ranks=1)
     expected = {name: tensor.clone() for name, tensor in tensors.tensors.items()}
     steps = iter(range(1, 1000))
 
@@ -103,7 +105,7 @@ def saving_and_loading(folder: Path, options: argparse.Namespace) -> dict[str, f
     def load() -> None:
         newest = next((folder / "ours").glob("step-*"))
         verify(newest, KIND)
-        load_state(newest, state, rank=0, num_ranks=1)
+        load_state(newest, state, rank=0, num_ranks=1, layout={})
 
     def torch_load() -> None:
         # The peer's own format, of a file that it wrote above: nothing else in the project reads it.
@@ -120,7 +122,7 @@ def saving_and_loading(folder: Path, options: argparse.Namespace) -> dict[str, f
 def blocked_share(folder: Path, options: argparse.Namespace) -> float:
     """Of a loop of steps that saves every few: share of its time spent in the store's calls."""
     tensors = Tensors(options.parameters)
-    state, store = registry(tensors), CheckpointStore(folder / "loop", keep=1, rank=0, num_ranks=1)
+    state, store = registry(tensors), CheckpointStore(folder / "loop", keep=Retention(1), rank=0, num_ranks=1)
     left, right = torch.randn(TOKENS_PER_STEP, 1000), torch.randn(1000, 1000)
     blocked, begun = 0.0, time.perf_counter()
     for step in range(1, options.steps + 1):
@@ -133,7 +135,7 @@ def blocked_share(folder: Path, options: argparse.Namespace) -> float:
             if store.pending:
                 store.wait_for_part()
                 store.all_parts_written()
-            store.save_async(step, state, {"identity": "benchmark"})
+            store.save_async(step, state, FACTS)
         blocked += time.perf_counter() - start
     total = time.perf_counter() - begun
     store.wait_for_part()
@@ -145,7 +147,7 @@ def blocked_share(folder: Path, options: argparse.Namespace) -> float:
 
 def memory_growth(folder: Path, num_saves: int) -> float:
     """Resident memory after all saves, in units of that after the first few, less one."""
-    state, store = registry(Tensors(4)), CheckpointStore(folder / "memory", keep=1, rank=0, num_ranks=1)
+    state, store = registry(Tensors(4)), CheckpointStore(folder / "memory", keep=Retention(1), rank=0, num_ranks=1)
     process, before = psutil.Process(os.getpid()), 0
     for step in range(1, num_saves + 1):
         save_and_publish(store, step, state)

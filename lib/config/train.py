@@ -32,6 +32,10 @@ class TrainConfig(Frozen):
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept in the run folder; older ones go only after a newer one is published."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Checkpoints of steps that are multiples of this are kept for ever; a multiple of checkpoint_every."""
+    keep_best: int = Field(default=0, ge=0)
+    """As many checkpoints whose step had the lowest training loss are kept as well."""
     export_dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
     """Dtype of the weights that a run writes at its end. model: each tensor as the model that was trained stores it."""
     max_restarts: int = Field(default=3, ge=0)
@@ -46,6 +50,15 @@ class TrainConfig(Frozen):
         if self.rows_per_step % self.rows_per_micro_batch:
             raise ValueError(
                 f"rows_per_step ({self.rows_per_step}) is not a multiple of rows_per_micro_batch ({self.rows_per_micro_batch})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kept_steps_are_saved(self) -> "TrainConfig":
+        if self.keep_every and self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every ({self.keep_every}) is not a multiple of checkpoint_every ({self.checkpoint_every}): there is no "
+                "checkpoint of such a step"
             )
         return self
 

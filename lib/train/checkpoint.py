@@ -11,6 +11,7 @@ file system, so on several nodes the run folder must be a shared one.
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from lib.core.errors import ArtifactCorruptError, InfraError
 from lib.core.manifest import Json, canonical_json
 from lib.train.boxes import Replicas
 from lib.train.parts import PartsReader, read_record, tensors_name, write_part
+from lib.train.retention import Retention
 from lib.train.snapshot import Snapshot
 from lib.train.state import TrainState
 
@@ -80,7 +82,7 @@ class CheckpointStore:
     make anyway), all call `all_parts_written`, and rank 0 publishes, again in the background.
     """
 
-    def __init__(self, root: Path, *, keep: int, rank: int, num_ranks: int, attempt: int = 0) -> None:
+    def __init__(self, root: Path, *, keep: Retention, rank: int, num_ranks: int, attempt: int = 0) -> None:
         """attempt: number of this start of the run; keeps its half-written files apart from those of a start before."""
         self.root, self._keep, self._rank, self._num_ranks, self._attempt = root, keep, rank, num_ranks, attempt
         self._replicas, self._snapshot = Replicas(), Snapshot()
@@ -99,6 +101,10 @@ class CheckpointStore:
         """Copy the state and write this rank's part in the background; the save before must have been finished.
 
         All ranks must call it. What several of them hold, the lowest writes.
+
+        Args:
+            facts: what train_state.json says beside step and number of ranks: "loss" of the step, by which the best are kept;
+                "layout", any value that differs where ranks hold other pieces; what the run wants to know of it.
         """
         assert self._writing is None, "the checkpoint before is not finished"
         pieces = state.pieces()
@@ -164,7 +170,8 @@ class CheckpointStore:
             if before_publishing is not None:
                 before_publishing()
             publish(_staged(staging, step, self._num_ranks), target, KIND)
-            for old in published_steps(self.root)[self._keep :]:
+            losses = {step: _loss_of(checkpoint_folder(self.root, step)) for step in published_steps(self.root)}
+            for old in losses.keys() - self._keep.kept(losses):
                 _remove(checkpoint_folder(self.root, old))
         except OSError as error:
             shutil.rmtree(staging, ignore_errors=True)
@@ -177,8 +184,10 @@ class CheckpointStore:
         )
 
 
-def load_state(folder: Path, state: TrainState, *, rank: int, num_ranks: int) -> Json:
+def load_state(folder: Path, state: TrainState, *, rank: int, num_ranks: int, layout: Json) -> Json:
     """Take over a checkpoint's state as rank `rank` of `num_ranks`, which may differ from the number that saved it.
+
+    What a rank has for itself (its random generators) is taken over only where number and layout of the ranks are the same.
 
     `folder` must have been verified. Each rank reads only what its pieces cover. Returns train_state.json.
 
@@ -189,10 +198,19 @@ def load_state(folder: Path, state: TrainState, *, rank: int, num_ranks: int) ->
     num_saved = facts["num_ranks"]
     reader = PartsReader(folder, rank=rank * num_saved // num_ranks, num_ranks=num_saved)
     try:
-        state.load(reader.fetch, read_values(folder), rank=rank, num_ranks=num_ranks)
+        alike = (num_saved, facts["layout"]) == (num_ranks, layout)
+        state.load(reader.fetch, read_values(folder), rank=rank if alike else None)
     finally:
         reader.close()
     return facts
+
+
+def _loss_of(folder: Path) -> float:
+    """Of the checkpoint's step. One that can't be read is damaged: it is never among the best."""
+    try:
+        return float(read_facts(folder)["loss"])
+    except (OSError, ValueError, KeyError):
+        return math.inf
 
 
 def _staged(staging: Path, step: int, num_ranks: int) -> Staged:

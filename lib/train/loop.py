@@ -18,6 +18,7 @@ from lib.train.journal import Journal
 from lib.train.meters import peak_flops
 from lib.train.optim import learning_rate_at
 from lib.train.profiling import StepProfiler
+from lib.train.retention import Retention, is_saved
 from lib.train.state import ModelAndOptimizer, RandomGenerators, TrainState, Values
 from lib.train.step import MicroBatch, Training, count_step, train_step
 from lib.train.supervise import CHECKPOINTS
@@ -53,11 +54,12 @@ def run_steps(worker: Worker, job: TrainJob, place: Json, training: Training, fe
     state.register("model", ModelAndOptimizer(training.module, training.optimizer))
     state.register("random", RandomGenerators())
     state.register("data", Values(lambda: feed.position().to_json(), feed.load_state, merge_states))
-    checkpoints = run_dir / CHECKPOINTS
+    checkpoints, layout = run_dir / CHECKPOINTS, config.parallel.sizes(info.num_ranks)
     if first_step > 1:
         folder = checkpoint_folder(checkpoints, place["resume_step"])
-        load_state(folder, state, rank=info.rank, num_ranks=info.num_ranks)
-    store = CheckpointStore(checkpoints, keep=config.train.keep_checkpoints, rank=info.rank, num_ranks=info.num_ranks)
+        load_state(folder, state, rank=info.rank, num_ranks=info.num_ranks, layout=layout)
+    keep = Retention(config.train.keep_checkpoints, config.train.keep_every, config.train.keep_best)
+    store = CheckpointStore(checkpoints, keep=keep, rank=info.rank, num_ranks=info.num_ranks)
     peak = all_reduce_sum({"flops": peak_flops(device, getattr(torch, config.model.compute_dtype))})["flops"]
     journal = None
     if info.rank == 0:
@@ -89,10 +91,11 @@ def run_steps(worker: Worker, job: TrainJob, place: Json, training: Training, fe
             times = StepTimes.over_ranks(device)
             if journal:
                 journal.step_done(report, training.flops, counts, times)
-            if step % config.train.checkpoint_every == 0 or step == job.steps:
+            if is_saved(step, steps=job.steps, every=config.train.checkpoint_every):
                 with CLOCK.part("save"):
                     _finish_save(store, config.train.step_deadline_seconds, journal)
-                    store.save_async(step, state, {"identity": place["identity"], "model": place["model"]})
+                    facts = {"identity": place["identity"], "model": place["model"], "layout": layout, "loss": report.loss}
+                    store.save_async(step, state, facts)
     _finish_save(store, config.train.step_deadline_seconds, journal)
     store.wait_until_published()
     store.close()

@@ -33,7 +33,16 @@ _NOT_DECISIVE: Any = {
         "parallel": True,
         "tracking": True,
         "data": {"prefetch_batches", "workers", "worker_kind", "tokenize_first"},
-        "train": {"checkpoint_every", "export_dtype", "keep_checkpoints", "max_restarts", "step_deadline_seconds", "profile"},
+        "train": {
+            "checkpoint_every",
+            "export_dtype",
+            "keep_best",
+            "keep_checkpoints",
+            "keep_every",
+            "max_restarts",
+            "step_deadline_seconds",
+            "profile",
+        },
     },
 }
 """Parts of a job that may change on a restart."""

@@ -46,7 +46,7 @@ class Stateful(Protocol):
     def values(self) -> Json: ...
 
     def merge(self, values_of_ranks: list[Json]) -> Json:
-        """This rank's values from those of all ranks of a group of another size."""
+        """This rank's values from those of all ranks of a group of another size or layout."""
         ...
 
     def load(self, fetch: Fetch, values: Json) -> None: ...
@@ -69,10 +69,12 @@ class TrainState:
     def values(self) -> Json:
         return {name: part.values() for name, part in self.parts.items()}
 
-    def load(self, fetch: Fetch, values_of_ranks: list[dict[str, Json]], *, rank: int, num_ranks: int) -> None:
-        """Take over what `len(values_of_ranks)` ranks saved, as rank `rank` of `num_ranks`.
+    def load(self, fetch: Fetch, values_of_ranks: list[dict[str, Json]], *, rank: int | None) -> None:
+        """Take over what `len(values_of_ranks)` ranks saved, as one of as many ranks in the same layout, or as any of others.
 
-        Raises:
+        Args:
+            rank: whose values become this rank's; None: those of all are merged.
+                Raises:
             ValueError: the saved names are not the registered ones.
         """
         saved_names = values_of_ranks[0].keys()
@@ -80,7 +82,7 @@ class TrainState:
             raise ValueError(f"the checkpoint holds {sorted(saved_names)}, the run needs {sorted(self.parts)}")
         for name, part in self.parts.items():
             each = [values[name] for values in values_of_ranks]
-            part.load(_prefixed(fetch, name), each[rank] if len(each) == num_ranks else part.merge(each))
+            part.load(_prefixed(fetch, name), part.merge(each) if rank is None else each[rank])
 
     def census(self) -> list[str]:
         """Name of every tensor and every value that is saved, sorted."""
@@ -173,7 +175,7 @@ class RandomGenerators:
         }
 
     def merge(self, values_of_ranks: list[Json]) -> Json:
-        """No saved state fits another number of ranks: the generators stay as they were seeded."""
+        """No saved state fits another number or layout of ranks: the generators stay as they were seeded."""
         return {}
 
     def load(self, fetch: Fetch, values: Json) -> None:
@@ -200,7 +202,7 @@ class Values:
     def __init__(
         self, read: Callable[[], Json], write: Callable[[Json], None], merge: Callable[[list[Json]], Json] | None = None
     ) -> None:
-        """merge: values of all ranks -> values for a rank of a group of another size; by default rank 0's."""
+        """merge: values of all ranks -> values for a rank of a group of another size or layout; by default rank 0's."""
         self._read, self._write, self._merge = read, write, merge
 
     def pieces(self) -> dict[str, Piece]:

@@ -20,9 +20,11 @@ import torch
 
 from lib.core.artifact import remove_stale_staging
 from lib.train.checkpoint import CheckpointStore, checkpoint_folder, latest_valid, load_state
+from lib.train.retention import Retention
 from lib.train.state import Fetch, Piece, TrainState, Values
 
 STEPS = 6
+FACTS = {"identity": "victim", "layout": {}, "loss": 1.0}
 NUM_WEIGHTS = 1000
 CALLS = ("open", "os.mkdir", "os.rename", "fsync", "size")
 """What `run_failing` can make fail."""
@@ -60,10 +62,10 @@ class _Rank:
         self.weights, self.seen, self.state = Weights(rank, num_ranks), {"steps": 0}, TrainState()
         self.state.register("weights", self.weights)
         self.state.register("seen", Values(lambda: dict(self.seen), self.seen.update))
-        self.store = CheckpointStore(root, keep=2, **self.place)
+        self.store = CheckpointStore(root, keep=Retention(2), **self.place)
 
     def load(self, folder: Path) -> None:
-        load_state(folder, self.state, **self.place)
+        load_state(folder, self.state, layout={}, **self.place)
 
 
 def run(root: Path, num_ranks: int = 1, last_step: int = STEPS) -> torch.Tensor:
@@ -79,7 +81,7 @@ def run(root: Path, num_ranks: int = 1, last_step: int = STEPS) -> torch.Tensor:
         for rank in ranks:
             rank.weights.advance(step)
             rank.seen["steps"] = step
-            rank.store.save_async(step, rank.state, {"identity": "victim"})
+            rank.store.save_async(step, rank.state, FACTS)
         for rank in ranks:
             rank.store.wait_for_part()
         for rank in ranks:

@@ -10,8 +10,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from lib.train.checkpoint import CheckpointStore, checkpoint_folder, load_state
+from lib.train.retention import Retention
 from lib.train.state import Fetch, Piece, TrainState, piece_of
 
+FACTS: dict[str, Any] = {"layout": {}, "loss": 1.0}
 WHOLE = torch.arange(8 * 6, dtype=torch.float32).reshape(8, 6)
 
 
@@ -60,13 +62,13 @@ def _fsdp_of_rows(mesh: DeviceMesh, whole: torch.Tensor) -> DTensor:
 def save_and_read(root: Path) -> dict[str, Any]:
     """Save from a 2 x 2 mesh, read into 4 x 1 and 1 x 4; {mesh: names that came back as another tensor}, and file sizes."""
     rank = dist.get_rank()
-    store = CheckpointStore(root, keep=1, rank=rank, num_ranks=4)
+    store = CheckpointStore(root, keep=Retention(1), rank=rank, num_ranks=4)
     for step in (1, 2):  # the second time nothing about the boxes is new
         state = TrainState()
         state.register(
             "tensors", Tensors(placed(init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor")), WHOLE * step))
         )
-        store.save_async(step, state, {})
+        store.save_async(step, state, FACTS)
         store.wait_for_part()
         dist.barrier()
         store.all_parts_written()
@@ -80,7 +82,7 @@ def save_and_read(root: Path) -> dict[str, Any]:
         expected = Tensors(placed(mesh, WHOLE * 2)).pieces()
         state = TrainState()
         state.register("tensors", Tensors(tensors))
-        load_state(checkpoint_folder(root, 2), state, rank=rank, num_ranks=4)
+        load_state(checkpoint_folder(root, 2), state, rank=rank, num_ranks=4, layout={})
         for name, piece in Tensors(tensors).pieces().items():
             if not torch.equal(piece.local, expected[name].local):
                 wrong[f"{sizes} {name}"] = piece.local.tolist()

@@ -6,6 +6,7 @@ import os
 import random
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,10 @@ from lib.core.artifact import verify
 from lib.core.errors import ArtifactCorruptError, InfraError
 from lib.train.checkpoint import CheckpointStore, checkpoint_folder, latest_valid, load_state, published_steps, read_facts
 from lib.train.optim import build_optimizer, set_learning_rate
+from lib.train.retention import Retention
 from lib.train.state import ModelAndOptimizer, Piece, RandomGenerators, TrainState, Values
+
+FACTS: dict[str, Any] = {"identity": "run", "layout": {}, "loss": 1.0}
 
 
 def small_run(seed: int = 0) -> tuple[TrainState, nn.Module, torch.optim.Optimizer, dict[str, int]]:
@@ -47,8 +51,8 @@ def advance(module: nn.Module, optimizer: torch.optim.Optimizer, counters: dict[
 
 
 def save(root: Path, step: int, state: TrainState, *, keep: int = 2) -> None:
-    store = CheckpointStore(root, keep=keep, rank=0, num_ranks=1)
-    store.save_async(step, state, {"identity": "run"})
+    store = CheckpointStore(root, keep=Retention(keep), rank=0, num_ranks=1)
+    store.save_async(step, state, FACTS)
     store.wait_for_part()
     assert store.part_written()
     store.all_parts_written()
@@ -59,7 +63,7 @@ def save(root: Path, step: int, state: TrainState, *, keep: int = 2) -> None:
 def load(root: Path, state: TrainState) -> None:
     step = latest_valid(root)
     assert step is not None
-    load_state(checkpoint_folder(root, step), state, rank=0, num_ranks=1)
+    load_state(checkpoint_folder(root, step), state, rank=0, num_ranks=1, layout={})
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -112,19 +116,19 @@ def test_any_number_of_ranks_reads_what_another_wrote(
     """[F5] A [num_rows, 2] tensor in torch.chunk's pieces (some empty), a scalar, and merged values."""
     root = tmp_path_factory.mktemp("run")
     whole = torch.arange(num_rows * 2, dtype=torch.float32).reshape(num_rows, 2)
-    stores = [CheckpointStore(root, keep=1, rank=rank, num_ranks=writers) for rank in range(writers)]
+    stores = [CheckpointStore(root, keep=Retention(1), rank=rank, num_ranks=writers) for rank in range(writers)]
     for rank, store in enumerate(stores):
-        store.save_async(7, _piece_state(whole, rank, writers, {"streams": {str(rank): rank * 10}})[0], {})
+        store.save_async(7, _piece_state(whole, rank, writers, {"streams": {str(rank): rank * 10}})[0], FACTS)
     for store in stores:
         store.wait_for_part()
     for store in reversed(stores):
         store.all_parts_written()
     stores[0].wait_until_published()
     verify(checkpoint_folder(root, 7), "train_state")
-    assert read_facts(checkpoint_folder(root, 7)) == {"num_ranks": writers, "step": 7}
+    assert read_facts(checkpoint_folder(root, 7)) == {**FACTS, "num_ranks": writers, "step": 7}
     for rank in range(readers):
         state, holder, got = _piece_state(torch.full_like(whole, -1), rank, readers, {})
-        load_state(checkpoint_folder(root, 7), state, rank=rank, num_ranks=readers)
+        load_state(checkpoint_folder(root, 7), state, rank=rank, num_ranks=readers, layout={})
         begin, end = _chunk(num_rows, rank, readers)
         assert torch.equal(holder.tensor, whole[begin:end]) and holder.scalar.item() == 5.0
         merged = {str(r): r * 10 for r in range(writers)}
@@ -209,8 +213,8 @@ def test_every_flipped_bit_is_found_and_the_run_goes_back(tmp_path: Path) -> Non
 def test_half_written_checkpoints_are_never_found(tmp_path: Path) -> None:
     """[F1] A staging folder and a folder without a manifest are not checkpoints."""
     state, *_ = small_run()
-    store = CheckpointStore(tmp_path, keep=2, rank=0, num_ranks=2)
-    store.save_async(1, state, {})
+    store = CheckpointStore(tmp_path, keep=Retention(2), rank=0, num_ranks=2)
+    store.save_async(1, state, FACTS)
     store.wait_for_part()
     assert latest_valid(tmp_path) is None
     (tmp_path / "step-00000009").mkdir()
@@ -242,8 +246,8 @@ def test_saving_does_not_wait_and_sees_one_moment(tmp_path: Path) -> None:
     state, module, optimizer, counters = small_run()
     advance(module, optimizer, counters)
     expected = {name: piece.local.clone() for name, piece in state.pieces().items()}
-    store = CheckpointStore(tmp_path, keep=1, rank=0, num_ranks=1)
-    store.save_async(1, state, {})
+    store = CheckpointStore(tmp_path, keep=Retention(1), rank=0, num_ranks=1)
+    store.save_async(1, state, FACTS)
     for _ in range(5):
         advance(module, optimizer, counters)
     store.wait_for_part()
@@ -281,8 +285,8 @@ def test_a_part_that_could_not_be_flushed_is_not_written(tmp_path: Path, monkeyp
         flush(descriptor)
 
     monkeypatch.setattr(os, "fsync", failing)
-    store = CheckpointStore(tmp_path, keep=2, rank=0, num_ranks=1)
-    store.save_async(2, state, {})
+    store = CheckpointStore(tmp_path, keep=Retention(2), rank=0, num_ranks=1)
+    store.save_async(2, state, FACTS)
     with pytest.raises(InfraError, match=r"can't write the checkpoint of step 2: \[Errno 5\]"):
         store.wait_for_part()
     store.close()

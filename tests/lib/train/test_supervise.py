@@ -12,6 +12,7 @@ from lib.config.train import TrainConfig
 from lib.core.errors import ConfigError, WorkerDiedError
 from lib.core.manifest import Json
 from lib.train.checkpoint import CheckpointStore
+from lib.train.retention import Retention
 from lib.train.state import Piece, TrainState, Values
 from lib.train.supervise import CHECKPOINTS, resume_step, tell, train_with_restarts
 from tests.lib.train.dying_worker import DyingWorker
@@ -47,8 +48,8 @@ def test_resume_is_from_the_newest_checkpoint_of_the_same_run(tmp_path: Path) ->
     state = TrainState()
     state.register("data", Values(dict, lambda values: None))
     state.register("weights", _Scalar())
-    store = CheckpointStore(tmp_path / CHECKPOINTS, keep=1, rank=0, num_ranks=1)
-    store.save_async(7, state, {"identity": "mine"})
+    store = CheckpointStore(tmp_path / CHECKPOINTS, keep=Retention(1), rank=0, num_ranks=1)
+    store.save_async(7, state, {"identity": "mine", "layout": {}, "loss": 1.0})
     store.wait_for_part()
     store.all_parts_written()
     store.wait_until_published()
