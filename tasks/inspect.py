@@ -46,8 +46,7 @@ def _run(flags: argparse.Namespace, settings: Settings, encoder: ChatEncoder, ta
     if flags.command == "pack":
         if settings.sequence_length is None:
             raise ConfigError("--sequence-length is missing, and no --config names one")
-        sizes = {"sequence_length": settings.sequence_length, "rows_per_step": settings.rows_per_step}
-        feed = ChatFeed(settings.config, settings.data, settings.model, **sizes)
+        feed = ChatFeed(settings.config, settings.data, settings.model, settings.sequence_length, settings.rows_per_step)
         _write_lines(islice(inspection.packed_rows(feed, encoder), flags.rows or 16), flags.out)
         return
     kind = flags.kind or (kind_held(settings.data) if settings.data else None) or "conversation"

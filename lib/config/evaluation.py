@@ -1,10 +1,35 @@
 """How a model is scored."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lib.config.base import Frozen, Number
+from lib.config.chat import ChatConfig
+from lib.config.heads import HeadConfig, HeadsConfig
+from lib.config.parallel import ClusterShape
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class HeadsEvalConfig(Frozen):
+    """Scoring of output heads, as `config` of a training of them has it."""
+
+    heads: Annotated[tuple[HeadConfig, ...], BeforeValidator(_as_tuple)] = Field(min_length=1, max_length=256)
+    chat: ChatConfig
+    """As the model was trained."""
+    seed: int = Field(ge=0)
+    """Of heads that the model lacks."""
+    max_rows: int = Field(ge=1)
+    """Rows of the evaluation set that are used, from its start."""
+    shape: ClusterShape
+    """Ranks that share the rows."""
+
+    @property
+    def outputs(self) -> HeadsConfig:
+        return HeadsConfig(heads=self.heads)
 
 
 class EvalConfig(Frozen):

@@ -11,13 +11,14 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+NAME_PATTERN = r"^[a-z][a-z0-9_]{0,63}$"
 Loss = Literal["cross_entropy", "squared_error", "logistic"]
 
 
 class HeadConfig(Frozen):
     """One output of a model."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    name: str = Field(pattern=NAME_PATTERN)
     """Under which it is trained, saved and reported."""
     kind: Literal["lm", "scalar", "classification"]
     """The next token's logits, one number, or a logit for each label."""

@@ -1,13 +1,20 @@
 """The whole configuration of a recipe, and the job it becomes once the plain inputs are added."""
 
-from pydantic import Field, model_validator
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from lib.config.base import Frozen, Number
 from lib.config.data import DataConfig
+from lib.config.heads import HeadConfig, HeadsConfig
 from lib.config.model import ModelConfig
 from lib.config.optim import OptimConfig
 from lib.config.parallel import ClusterConfig, ClusterShape, ParallelConfig
 from lib.config.train import TrackingConfig, TrainConfig
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 class RecipeConfig(Frozen):
@@ -24,6 +31,28 @@ class RecipeConfig(Frozen):
 
 class SftConfig(RecipeConfig):
     """Supervised fine-tuning."""
+
+
+class HeadsRecipeConfig(RecipeConfig):
+    """Training of named outputs, on rows with labels for them."""
+
+    heads: Annotated[tuple[HeadConfig, ...], BeforeValidator(_as_tuple)] = Field(min_length=1, max_length=256)
+    """What the model puts out, and how each output is trained."""
+    eval_rows: int = Field(default=4096, ge=1)
+    """Rows of the evaluation set that are scored, the first ones."""
+
+    @property
+    def outputs(self) -> HeadsConfig:
+        return HeadsConfig(heads=self.heads)
+
+    @model_validator(mode="after")
+    def _labels_are_of_whole_rows(self) -> "HeadsRecipeConfig":
+        HeadsConfig(heads=self.heads)
+        if self.data.long_rows in ("truncate", "split"):
+            raise ValueError(
+                f"data.long_rows is {self.data.long_rows!r}, but labels are of whole rows; set it to 'refuse' or 'drop'"
+            )
+        return self
 
 
 class TrainJob(Frozen):
@@ -84,3 +113,9 @@ class SftJob(TrainJob):
     """Of supervised fine-tuning."""
 
     config: SftConfig = Field(default_factory=SftConfig)
+
+
+class HeadsJob(TrainJob):
+    """Of training named outputs."""
+
+    config: HeadsRecipeConfig

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from lib.config.base import Frozen
+from lib.config.heads import HeadConfig
 
 
 def _as_tuple(value: Any) -> Any:
@@ -28,5 +29,7 @@ class RowsConfig(Frozen):
     "auto" copies up to 64 GiB of files and reads more in place. Batches are the same."""
     bad_rows: Literal["refuse", "drop"] = "refuse"
     """Rows that can't be used: an error that lists them, or left out and counted."""
+    heads: Annotated[tuple[HeadConfig, ...], BeforeValidator(_as_tuple)] = Field(default=(), max_length=256)
+    """Output heads that a row's labels must fit; empty: whatever they are."""
     verifiers: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(default=(), max_length=1024)
     """Names that a prompt's `verifier` may have; empty for those of the rewards that there are."""

@@ -52,6 +52,8 @@ class Conversation:
     """What a verifier compares a generated answer to; None where there is nothing to verify."""
     tools: tuple[str, ...] = ()
     """Functions offered to the assistant: one JSON object each, as text."""
+    labels: str | None = None
+    """What output heads should put out, as JSON: head -> value, or list of values by token; None: nothing is told."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Completion:
     completion: str
     source: str
     answer: str | None = None
+    labels: str | None = None
+    """See Conversation."""
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,22 @@ class Document:
     num_targets: int = -1
     """Trained tokens that some position predicts: all but the first token, which no token comes before. Counted where it
     isn't given."""
+    labels: str | None = None
+    """What output heads should put out for it; see Conversation."""
 
     def __post_init__(self) -> None:
         if self.num_targets < 0:
             self.num_targets = int(np.count_nonzero(self.loss_mask[1:]))
 
     @staticmethod
-    def of(encoded: Encoded) -> "Document":
+    def of(encoded: Encoded, labels: str | None = None) -> "Document":
         weights = None if encoded.weights is None else np.array(encoded.weights, np.float32)
         return Document(
-            encoded.sample_id, np.array(encoded.token_ids, np.int32), np.frombuffer(bytes(encoded.loss_mask), np.bool_), weights
+            encoded.sample_id,
+            np.array(encoded.token_ids, np.int32),
+            np.frombuffer(bytes(encoded.loss_mask), np.bool_),
+            weights,
+            labels=labels,
         )
 
     def encoded(self) -> Encoded:
@@ -39,7 +45,8 @@ class Document:
         return Encoded(self.sample_id, self.token_ids.tolist(), self.loss_mask.tolist(), weights)
 
     def part(self, start: int, stop: int) -> "Document":
-        """Tokens `start` to `stop` as a document of their own; its first token, like any first one, is not a target."""
+        """Tokens `start` to `stop` as a document of their own; its first token, like any first one, is not a target. It has no
+        labels: those are of the whole."""
         weights = None if self.weights is None else self.weights[start:stop]
         return Document(self.sample_id, self.token_ids[start:stop], self.loss_mask[start:stop], weights)
 

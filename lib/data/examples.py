@@ -121,6 +121,18 @@ def kind_held(where: str | Path) -> Kind | None:
     return found
 
 
+def labelled_kind(where: Path) -> Kind:
+    """The kind of the examples in a data set that can have labels.
+
+    Raises:
+        DataError: it holds others.
+    """
+    kind = kind_held(where)
+    if kind not in ("conversation", "completion"):
+        raise DataError(f"{where}: holds examples of kind {kind!r}; only conversations and completions have labels")
+    return kind
+
+
 def open_mixture(config: DataConfig, own_data: str | Path, row_type: type[Example], *, kind: Kind) -> dict[str, ExampleSource]:
     """The sources of a run by name: those of `config.mixture`, or the run's own data alone.
 

@@ -6,13 +6,14 @@ from itertools import islice
 from pathlib import Path
 
 from lib.config.data import DataConfig
-from lib.core.examples import Conversation
+from lib.config.rows import Kind
 from lib.core.manifest import Json
 from lib.data.document import Document
 from lib.data.examples import open_examples, open_mixture
 from lib.data.mixture import OWN_DATA
 from lib.data.prefetch import RowProducer
 from lib.data.produce import ProcessProducer
+from lib.data.schemas.arrow import TYPE_OF
 from lib.data.stream import PackedStream, Share
 from lib.data.tokenize import encoding_of
 from lib.tokens.chat import ChatEncoder
@@ -31,6 +32,8 @@ class ChatFeed:
     sequence_length: int
     rows_per_step: int
     """Over all ranks."""
+    kind: Kind = "conversation"
+    """Of the examples; or "completion"."""
 
     def producers(self, encoder: ChatEncoder, *, rank: int, num_ranks: int) -> Sequence[RowProducer]:
         """One for each background worker of a rank; a single one where there are none.
@@ -49,16 +52,16 @@ class ChatFeed:
 
     def streams(self, encoder: ChatEncoder, shares: Sequence[Share]) -> list[PackedStream]:
         """The streams of some shares, in this process."""
-        sources = open_mixture(self.config, self.own_data, Conversation, kind="conversation")
-        encoding = encoding_of(encoder, sources)
+        sources = open_mixture(self.config, self.own_data, TYPE_OF[self.kind], kind=self.kind)
+        encoding = encoding_of(encoder, sources, self.kind)
         sizes = {"sequence_length": self.sequence_length, "rows_per_step": self.rows_per_step}
         return [PackedStream(sources, encoding, self.config, **sizes, share=share) for share in shares]
 
     def first_documents(self, encoder: ChatEncoder, num_rows: int) -> list[Document]:
         """The first rows of the run's own data, in the order of its files."""
-        source = open_examples(self.own_data, Conversation, kind="conversation")
+        source = open_examples(self.own_data, TYPE_OF[self.kind], kind=self.kind)
         rows = (row.example for split in range(source.num_splits) for row in source.read(split))
-        return list(encoding_of(encoder, {OWN_DATA: source}).encode(list(islice(rows, num_rows))))
+        return list(encoding_of(encoder, {OWN_DATA: source}, self.kind).encode(list(islice(rows, num_rows))))
 
 
 def open_chat_stream(arguments: Json, share: Share) -> PackedStream:

@@ -110,10 +110,11 @@ def _rows(rows: Sequence[Sequence[Sequence[Any]]], arrays: Sequence[np.ndarray |
     start, packed = 0, []
     for row in rows:
         documents = []
-        for sample_id, length, is_weighted in row:
+        for sample_id, length, is_weighted, labels in row:
             stop = start + length
             factors = weights[start:stop] if is_weighted and weights is not None else None
-            documents.append(Document(sample_id, token_ids[start:stop], loss_mask[start:stop].view(np.bool_), factors))
+            mask = loss_mask[start:stop].view(np.bool_)
+            documents.append(Document(sample_id, token_ids[start:stop], mask, factors, labels=labels))
             start = stop
         packed.append(PackedRow(tuple(documents)))
     return packed
@@ -128,7 +129,9 @@ def _step_frames(step: StepRows, position: StreamPosition, changed: Mapping[str,
         np.concatenate([_weights(document) for document in documents]) if ones else np.zeros(0, np.float32),
     ]
     header = {
-        "rows": [[[d.sample_id, len(d.token_ids), d.weights is not None] for d in row.documents] for row in step.rows],
+        "rows": [
+            [[d.sample_id, len(d.token_ids), d.weights is not None, d.labels] for d in row.documents] for row in step.rows
+        ],
         "numbers": step.numbers,
         "next_row": position.next_row,
         "streams": changed,

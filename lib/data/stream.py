@@ -35,8 +35,11 @@ class Encoding:
 
     @staticmethod
     def of_chat(encoder: "ChatEncoder") -> "Encoding":
+        """Of conversations; their labels go with them."""
+
         def encode(examples: Sequence[Any]) -> list[Document]:
-            return [Document.of(encoded) for encoded in encoder.encode(examples)]
+            found = zip(encoder.encode(examples), examples, strict=True)
+            return [Document.of(encoded, example.labels) for encoded, example in found]
 
         return Encoding(encode, {"tokenizer": encoder.tokenizer.digest})
 

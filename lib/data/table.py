@@ -94,7 +94,10 @@ class ExampleTable(Generic[Row]):
 
 
 def _holds_plain_messages(batch: pa.RecordBatch) -> bool:
-    """Whether all messages are a role and a content, and no tools are offered, so that other columns needn't be read."""
+    """Whether all messages are a role and a content, and there are neither tools nor labels, so that other columns needn't be
+    read."""
+    if batch.column("labels").null_count < batch.num_rows:
+        return False
     messages = batch.column("messages").values
     absent = all(messages.field(name).null_count == len(messages) for name in ("thinking", "name", "call_id", "weight"))
     return absent and not len(messages.field("tool_calls").values) and not len(batch.column("tools").values)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config.chat import ChatConfig
+from lib.config.rows import Kind
 from lib.core.artifact import Staged
 from lib.core.errors import ConfigError
 from lib.core.examples import Conversation
@@ -15,6 +16,7 @@ from lib.data.shuffle import ExampleSource
 from lib.data.stream import Encoding
 from lib.data.tokenized import TokenizedExamples, finish, write_split
 from lib.tokens.chat import ChatEncoder
+from lib.tokens.encoders import encode_completions
 from lib.tokens.tokenizer import Tokenizer
 
 
@@ -49,12 +51,14 @@ def tokenize_conversations(
     finish(staged, source, encoding, sizes, asdict(encoder.rules))
 
 
-def encoding_of(encoder: ChatEncoder, sources: Mapping[str, ExampleSource]) -> Encoding:
-    """Conversations are encoded, and what was tokenised before is passed on, so that a mixture may hold both.
+def encoding_of(encoder: ChatEncoder, sources: Mapping[str, ExampleSource], kind: Kind = "conversation") -> Encoding:
+    """Conversations are encoded, and what was tokenised before is passed on, so that a mixture may hold both. Or completions.
 
     Raises:
         ConfigError: a source was tokenised by another tokenizer or by other rules; names it, and both values.
     """
+    if kind == "completion":
+        return _of_completions(encoder)
     fresh = Encoding.of_chat(encoder)
     tokenized = {name: source for name, source in sources.items() if isinstance(source, TokenizedExamples)}
     if not tokenized:
@@ -68,6 +72,14 @@ def encoding_of(encoder: ChatEncoder, sources: Mapping[str, ExampleSource]) -> E
         return [example if isinstance(example, Document) else next(made) for example in examples]
 
     return Encoding(encode, fresh.decided_by)
+
+
+def _of_completions(encoder: ChatEncoder) -> Encoding:
+    def encode(examples: Sequence[Any]) -> list[Document]:
+        found = zip(encode_completions(encoder, examples), examples, strict=True)
+        return [Document.of(encoded, example.labels) for encoded, example in found]
+
+    return Encoding(encode, Encoding.of_chat(encoder).decided_by)
 
 
 def _check_made_alike(name: str, source: TokenizedExamples, encoder: ChatEncoder) -> None:

@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
         pa.field("token_ids", pa.large_list(pa.field("item", pa.int32(), nullable=False)), nullable=False),
         pa.field("loss_mask", pa.large_list(pa.field("item", pa.uint8(), nullable=False)), nullable=False),
         pa.field("weights", pa.large_list(pa.field("item", pa.float32(), nullable=False))),
+        pa.field("labels", pa.string()),
     ]
 )
 """Columns of a split's file; loss_mask is 0 or 1, a byte each, so that it is read without unpacking bits."""
@@ -132,6 +133,7 @@ def _record_batch(rows: Sequence[SourceRow], documents: Sequence[Document]) -> p
             _lists([document.token_ids for document in documents], SCHEMA.field("token_ids").type),
             _lists([document.loss_mask.view(np.uint8) for document in documents], SCHEMA.field("loss_mask").type),
             pa.array(weights, SCHEMA.field("weights").type),
+            pa.array([document.labels for document in documents], pa.string()),
         ],
         schema=SCHEMA,
     )
@@ -154,7 +156,12 @@ def _documents(batch: pa.RecordBatch, rows: range, first: int) -> list[SourceRow
     factors: Sequence[np.ndarray | None] = [None] * len(rows)
     if weights.null_count < len(weights):
         factors = [weights[row].values.to_numpy() if weights[row].is_valid else None for row in rows]
+    labels: Sequence[str | None] = [None] * len(rows)
+    if batch.column("labels").null_count < len(weights):
+        labels = batch.column("labels").take(pa.array(chosen)).to_pylist()
     return [
-        SourceRow(first + row, size, Document(name, token_ids[start:stop], loss_mask[start:stop], factor, count))
-        for row, size, name, start, stop, factor, count in zip(rows, characters, ids, starts, stops, factors, targets)
+        SourceRow(first + row, size, Document(name, token_ids[start:stop], loss_mask[start:stop], factor, count, label))
+        for row, size, name, start, stop, factor, count, label in zip(
+            rows, characters, ids, starts, stops, factors, targets, labels
+        )
     ]

@@ -1,6 +1,6 @@
 """Held-out loss: negative log-likelihood of the trained tokens, packed as in training, summed row by row."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -34,7 +34,7 @@ def row_losses(
         on_rows: called with the number of rows done since the last call.
     """
     found: list[tuple[float, int]] = []
-    for pack in _packs(rows, tokens_per_pack):
+    for pack in packs(map(Document.of, rows), tokens_per_pack):
         batch = collate([pack], pack.num_tokens, pad_id)
         logprobs_N = _logprobs(decoder, batch).double().cpu()
         document_of_N = batch.document_ids[batch.labels != IGNORE_INDEX]
@@ -66,11 +66,11 @@ def _logprobs(decoder: Decoder | FallbackModel, batch: PackedBatch) -> torch.Ten
     )
 
 
-def _packs(rows: Sequence[Encoded], tokens_per_pack: int) -> Iterator[PackedRow]:
+def packs(documents: Iterable[Document], tokens_per_pack: int) -> Iterator[PackedRow]:
+    """Documents in their order, in packs up to a size; a longer one has a pack of its own."""
     open_documents: list[Document] = []
     num_tokens = 0
-    for row in rows:
-        document = Document.of(row)
+    for document in documents:
         if open_documents and num_tokens + len(document.token_ids) > tokens_per_pack:
             yield PackedRow(tuple(open_documents))
             open_documents, num_tokens = [], 0

@@ -4,11 +4,47 @@ Letters: N kept targets, O labels. Positions without a target are left out befor
 there, a NaN too, can't get in. Statistics are float32 (float64 for float64 outputs).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional
 
+from lib.config.heads import HeadConfig
 from lib.core.examples import IGNORE_INDEX
 from lib.losses.types import LossSum
+
+
+@dataclass(frozen=True)
+class HeadTargets:
+    """What one head should put out for a batch. N documents, B rows, T tokens."""
+
+    values: torch.Tensor
+    """[N] or [B, T], as the head puts out: numbers, or labels (int64, IGNORE_INDEX where there is none)."""
+    factors: torch.Tensor
+    """Same shape, float32: factor on the loss of each; 0 where there is no target, and then the value is not read."""
+
+    @property
+    def weight_sum(self) -> float:
+        """Of the factors that count: what divides the head's loss."""
+        counted = self.factors if self.values.is_floating_point() else self.factors[self.values != IGNORE_INDEX]
+        return float(counted.clamp(min=0).sum(dtype=torch.float64))
+
+    def to(self, device: torch.device) -> "HeadTargets":
+        return HeadTargets(self.values.to(device, non_blocking=True), self.factors.to(device, non_blocking=True))
+
+    @staticmethod
+    def told(values: torch.Tensor, head: HeadConfig) -> "HeadTargets":
+        """From numbers, or numbers of labels, that are NaN where nothing is told; each that is told counts once."""
+        factors = (~values.isnan()).float()
+        if head.kind == "classification":
+            values = values.nan_to_num(float(IGNORE_INDEX)).long()
+        return HeadTargets(values, factors)
+
+
+def head_loss(head: HeadConfig, outputs: torch.Tensor, targets: HeadTargets) -> LossSum:
+    """The loss that the configuration names for a head that isn't the language model's."""
+    losses = {"cross_entropy": class_cross_entropy_sum, "squared_error": squared_error_sum, "logistic": logistic_sum}
+    return losses[head.trained_by](outputs, targets.values, targets.factors)
 
 
 def squared_error_sum(outputs: torch.Tensor, targets: torch.Tensor, factors: torch.Tensor) -> LossSum:

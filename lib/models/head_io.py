@@ -2,7 +2,7 @@
 
 heads/heads.json says what there is. A head that is alone, with one output a document, is stored in the model's own files under
 the architecture that transformers has for it. Other heads lie in heads/heads.safetensors, which neither transformers nor vLLM
-reads: they open the language model of such a folder as any other.
+reads: they open the language model of such a folder as any other, also where it was not trained.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +19,8 @@ from lib.core.errors import ModelError
 from lib.models.families import CLASSIFIER_HEAD
 from lib.models.hf_export import HEAD_FILES, write_hf_folder, write_json
 from lib.models.hf_io import CheckpointReader, read_json, read_spec
+from lib.models.weights import WeightMap
+from lib.tokens.chat import ChatEncoder
 
 CONFIG_FILE, WEIGHTS_FILE = HEAD_FILES
 
@@ -40,20 +42,21 @@ def write_headed_folder(
     source_folder: Path,
     *,
     dtype: torch.dtype | None = None,
+    chat: ChatEncoder | None = None,
 ) -> None:
     """Write a decoder with its heads.
 
     Args:
-        out, named_tensors, source_folder, dtype: see `write_hf_folder`.
+        out, named_tensors, source_folder, dtype, chat: see `write_hf_folder`.
         heads: name -> weight [O, D].
     """
-    alone = config.alone
-    write_hf_folder(
-        out, _with_classifier(named_tensors, heads[alone.name]) if alone else named_tensors, source_folder, dtype=dtype
-    )
+    alone, (family, spec) = config.alone, read_spec(source_folder)
+    tensors = _with_classifier(named_tensors, heads[alone.name]) if alone else named_tensors
+    if not alone and config.lm is None and not spec.tied:
+        tensors = _with_language_head(named_tensors, family.weight_map(spec), CheckpointReader(source_folder))
+    write_hf_folder(out, tensors, source_folder, dtype=dtype, chat=chat)
     (out / CONFIG_FILE).parent.mkdir(exist_ok=True)
     write_json(out / CONFIG_FILE, config.model_dump(mode="json"))
-    family, _ = read_spec(source_folder)
     values = read_json(out / "config.json")
     if alone:
         (out / WEIGHTS_FILE).unlink(missing_ok=True)  # of the source's heads
@@ -69,6 +72,15 @@ def _with_classifier(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     yield from named_tensors
     yield CLASSIFIER_HEAD, weight
+
+
+def _with_language_head(
+    named_tensors: Iterable[tuple[str, torch.Tensor]], weights: WeightMap, reader: CheckpointReader
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The source's, which wasn't trained, so that what lies below the heads stays a language model."""
+    yield from named_tensors
+    (name,) = weights.entries["head.weight"].names
+    yield name, reader.get(name)
 
 
 def _classifier_values(architecture: str, head: HeadConfig) -> dict[str, Any]:

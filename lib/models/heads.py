@@ -36,7 +36,7 @@ class HeadedDecoder(nn.Module):
         if taken := [head.name for head in config.outputs if hasattr(nn.ModuleDict, head.name)]:
             raise ConfigError(f"a head can't be called {taken[0]!r}, which is a name of torch's own; choose another")
         self.config = config
-        self.decoder = Decoder(replace(spec, lm_head=config.lm is not None))
+        self.decoder = Decoder(headed_spec(spec, config))
         self.heads = nn.ModuleDict({head.name: OutputHead(spec.hidden_size, head.num_outputs) for head in config.outputs})
 
     def outputs(self, hidden_BTD: torch.Tensor, layout: DocumentLayout) -> dict[str, torch.Tensor]:
@@ -53,6 +53,11 @@ class HeadedDecoder(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """See `outputs`; shapes as in `Decoder.forward`."""
         return self.outputs(self.decoder(token_ids_BT, positions_BT, layout), layout)
+
+
+def headed_spec(spec: DecoderSpec, config: HeadsConfig) -> DecoderSpec:
+    """Of the decoder below the heads: without a language model it has no output matrix of the vocabulary."""
+    return replace(spec, lm_head=config.lm is not None)
 
 
 def last_tokens(hidden_BTD: torch.Tensor, layout: DocumentLayout) -> torch.Tensor:

@@ -116,6 +116,7 @@ def load_heads(module: nn.Module, folder: Path, *, seed: int) -> None:
 
 def full_heads(module: nn.Module) -> dict[str, torch.Tensor]:
     """Name -> whole float32 weight [O, D] of each output head; every rank must call it."""
+    reshard(module)
     return {name: whole(head.get_parameter("weight")) for name, head in _headed(module).heads.items()}
 
 

@@ -3,7 +3,6 @@
 `SftWorker.train` is the algorithm, one rank's view; `run_sft` is the driver around it.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,8 +13,6 @@ from lib.core.artifact import Staged
 from lib.core.manifest import Json
 from lib.data.batch import collate
 from lib.data.feed import ChatFeed
-from lib.data.prefetch import Prefetcher
-from lib.data.stream import StepRows
 from lib.models.flops import FlopCounter
 from lib.models.hf_fallback import is_fallback
 from lib.models.hf_io import read_spec
@@ -26,7 +23,7 @@ from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 from lib.train.fallback import num_fallback_parameters
 from lib.train.lock import worker_lock
-from lib.train.loop import begin, data_place, run_steps
+from lib.train.loop import begin, data_place, open_feed, run_steps
 from lib.train.model_folder import export_dtype, load_module, write_module
 from lib.train.optim import build_optimizer
 from lib.train.run import EXPORT, RunInputs, run_training
@@ -62,11 +59,9 @@ class SftWorker(Worker):
         training = Training(module, build_optimizer(module, config.optim), NextToken(), flops)
         encoder = ChatEncoder.of(Tokenizer.load(model_dir), config.data)
         chats = ChatFeed(config.data, place["data_dir"], str(model_dir), job.sequence_length, config.train.rows_per_step)
-        feed = Prefetcher(
-            chats.producers(encoder, rank=rows.rank, num_ranks=rows.num_ranks),
-            _to_micro_batches(job, encoder.tokenizer.pad_id),
-            config.data.prefetch_batches if config.data.workers else 0,
-        )
+        size, pad_id = job.sequence_length, encoder.tokenizer.pad_id
+        producers = chats.producers(encoder, rank=rows.rank, num_ranks=rows.num_ranks)
+        feed = open_feed(job, producers, lambda packed: MicroBatch.of(collate(packed, size, pad_id)))
         run_steps(self, job, place, training, feed)
         out, dtype = Path(place["run_dir"]) / EXPORT, export_dtype(config.train)
         write_module(module, config.model.lora, encoder, out, dtype=dtype, rank=self.info.rank)
@@ -95,14 +90,3 @@ def _trained(job: SftJob, model_dir: Path) -> tuple[int, str | None]:
         return num_fallback_parameters(model_dir, lora), None
     _, spec = read_spec(model_dir)
     return num_trained(spec, lora), why_not_peft(lora, spec) if lora else None
-
-
-def _to_micro_batches(job: SftJob, pad_id: int) -> Callable[[StepRows], list[MicroBatch]]:
-    size = job.config.train.rows_per_micro_batch
-
-    def prepare(step_rows: StepRows) -> list[MicroBatch]:
-        rows = step_rows.rows
-        groups = [rows[start : start + size] for start in range(0, len(rows), size)]
-        return [MicroBatch.of(collate(group, job.sequence_length, pad_id)) for group in groups]
-
-    return prepare

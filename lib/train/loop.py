@@ -1,5 +1,6 @@
 """The loop of a training recipe, one rank's view: steps, checkpoints and records, the same whatever is minimised."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -8,8 +9,9 @@ from lib.cluster.group import Worker
 from lib.config.recipes import TrainJob
 from lib.core.manifest import Json
 from lib.core.seeding import derive_seed, seed_process
-from lib.data.prefetch import Prefetcher
-from lib.data.stream import merge_states
+from lib.data.document import PackedRow
+from lib.data.prefetch import Prefetcher, RowProducer
+from lib.data.stream import StepRows, merge_states
 from lib.parallel.clock import CLOCK
 from lib.parallel.mesh import DataPlace
 from lib.parallel.reduce import all_reduce_sum, barrier
@@ -39,6 +41,17 @@ def begin(worker: Worker, job: TrainJob, place: Json) -> None:
     seed_process(recipe, seed, rank)
     torch.manual_seed(derive_seed(recipe, seed, rank))
     worker.emit({"kind": "phase", "phase": "load", "step": place["resume_step"]})
+
+
+def open_feed(job: TrainJob, producers: Sequence[RowProducer], make: Callable[[Sequence[PackedRow]], MicroBatch]) -> Feed:
+    """Micro-batches of `rows_per_micro_batch` packed rows each, made ahead where the data has workers."""
+    size = job.config.train.rows_per_micro_batch
+
+    def prepare(step_rows: StepRows) -> list[MicroBatch]:
+        rows = step_rows.rows
+        return [make(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+    return Prefetcher(producers, prepare, job.config.data.prefetch_batches if job.config.data.workers else 0)
 
 
 def run_steps(worker: Worker, job: TrainJob, place: Json, training: Training, feed: Feed) -> None:

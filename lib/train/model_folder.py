@@ -6,12 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from lib.config.heads import HeadsConfig
 from lib.config.model import LoraConfig, ModelConfig
 from lib.config.train import TrainConfig
 from lib.core.errors import InfraError
 from lib.models.decoder import Decoder
+from lib.models.head_io import write_headed_folder
+from lib.models.heads import HeadedDecoder
 from lib.models.hf_export import write_hf_folder
 from lib.models.hf_fallback import is_fallback, write_fallback_folder
 from lib.models.hf_io import CheckpointReader, read_spec
@@ -19,9 +23,10 @@ from lib.models.lora import put_adapters
 from lib.models.peft_export import why_not_peft, write_adapter
 from lib.models.weights import WeightMap
 from lib.parallel.apply import shard_model
-from lib.parallel.load import full_tensors, load_sharded, trained_tensors
+from lib.parallel.load import decoder_of, full_heads, full_tensors, load_heads, load_sharded, trained_tensors
 from lib.tokens.chat import ChatEncoder
 from lib.train.fallback import FallbackLossModule, fallback_tensors
+from lib.train.heads import HeadsLossModule
 from lib.train.step import LossModule
 
 WEIGHTS, ADAPTER = "hf", "adapter"
@@ -40,19 +45,51 @@ def load_module(
         fallback = FallbackLossModule.load(model_dir, device)
         shard_model(fallback, mesh, config)
         return fallback
-    family, spec = read_spec(model_dir)
     with torch.device("meta"):
-        decoder = Decoder(spec)
-        module = LossModule(decoder, config.loss_chunk_tokens)
+        module = LossModule(Decoder(read_spec(model_dir)[1]), config.loss_chunk_tokens)
+    _load(module, config, mesh, model_dir, device, seed=seed, fresh=fresh)
+    return module
+
+
+def load_heads_module(
+    config: ModelConfig,
+    heads: HeadsConfig,
+    mesh: DeviceMesh,
+    model_dir: Path,
+    device: torch.device,
+    *,
+    seed: int,
+    fresh: bool,
+) -> HeadsLossModule:
+    """The same with output heads: those of the model folder, and new ones.
+
+    Args:
+        seed: of new adapters and heads.
+    Raises:
+        ModelError: the folder has a head that the run lacks, or has for other outputs.
+    """
+    with torch.device("meta"):
+        module = HeadsLossModule(HeadedDecoder(read_spec(model_dir)[1], heads), config.loss_chunk_tokens)
+    _load(module, config, mesh, model_dir, device, seed=seed, fresh=fresh)
+    if fresh:
+        load_heads(module, model_dir, seed=seed)
+    return module
+
+
+def _load(
+    module: nn.Module, config: ModelConfig, mesh: DeviceMesh, model_dir: Path, device: torch.device, *, seed: int, fresh: bool
+) -> None:
+    """Give the decoder in a module its adapters, shard the module, and fill what is not to be filled from a checkpoint."""
+    decoder = decoder_of(module)
     if config.lora:
         put_adapters(decoder, config.lora)
-        _frozen_as_stored(decoder, CheckpointReader(model_dir), family.weight_map(spec))
+        family, _ = read_spec(model_dir)
+        _frozen_as_stored(decoder, CheckpointReader(model_dir), family.weight_map(decoder.spec))
     shard_model(module, mesh, config)
     if fresh or config.lora:
         load_sharded(module, model_dir, device, adapter_seed=seed)
     else:
         module.to_empty(device=device)
-    return module
 
 
 def _frozen_as_stored(decoder: Decoder, reader: CheckpointReader, weights: WeightMap) -> None:
@@ -101,6 +138,24 @@ def write_module(
         if lora is not None and has_adapter:
             (folder / ADAPTER).mkdir()
             write_adapter(folder / ADAPTER, trained_tensors(module), lora, module.decoder.spec)
+
+
+def write_heads_module(
+    module: HeadsLossModule, chat: ChatEncoder, folder: Path, *, dtype: torch.dtype | None, rank: int
+) -> None:
+    """As `write_module`, with the heads; there is no folder/adapter, since PEFT knows no heads of ours.
+
+    Raises:
+        InfraError: the disk is full or failed.
+    """
+    heads = full_heads(module)
+    if rank:
+        for _ in full_tensors(module):
+            continue
+        return
+    with _fresh(folder):
+        given = (full_tensors(module), heads, module.headed.config, chat.tokenizer.folder)
+        write_headed_folder(folder / WEIGHTS, *given, dtype=dtype, chat=chat)
 
 
 def _write_fallback(

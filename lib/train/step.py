@@ -8,7 +8,7 @@ accumulation, nor packing change loss or gradients.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from lib.core.errors import NonFiniteLossError
 from lib.data.batch import PackedBatch
 from lib.losses.cross_entropy import cross_entropy_sum
+from lib.losses.outputs import HeadTargets
 from lib.models.decoder import Decoder
 from lib.models.flops import FlopCounter
 from lib.models.layers.documents import DocumentLayout
@@ -68,10 +69,12 @@ class MicroBatch:
 
     batch: PackedBatch
     layout: DocumentLayout
+    targets: Mapping[str, HeadTargets] = field(default_factory=dict)
+    """Of output heads, by name."""
 
     @staticmethod
-    def of(batch: PackedBatch) -> "MicroBatch":
-        return MicroBatch(batch, DocumentLayout.from_document_ids(batch.document_ids))
+    def of(batch: PackedBatch, targets: Mapping[str, HeadTargets] | None = None) -> "MicroBatch":
+        return MicroBatch(batch, DocumentLayout.from_document_ids(batch.document_ids), targets or {})
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Objective(Protocol):
         """Of some micro-batches, from their sums, in which it is linear, and the divisors of the whole step."""
         ...
 
-    def figures(self, sums: Mapping[str, float], counts: StepCounts) -> dict[str, float]:
+    def figures(self, sums: Mapping[str, float], divisors: Mapping[str, float], *, num_targets: int) -> dict[str, float]:
         """Name -> what is reported of a step beside its loss; the same names for every step."""
         ...
 
@@ -130,9 +133,9 @@ class NextToken:
     def loss(self, sums: Mapping[str, Sum], divisors: Mapping[str, float]) -> Sum:
         return sums["loss"] / (divisors["loss"] or 1.0)
 
-    def figures(self, sums: Mapping[str, float], counts: StepCounts) -> dict[str, float]:
+    def figures(self, sums: Mapping[str, float], divisors: Mapping[str, float], *, num_targets: int) -> dict[str, float]:
         """Share of the targets that had the greatest logit."""
-        return {"accuracy": sums["num_correct"] / max(counts.num_targets, 1)}
+        return {"accuracy": sums["num_correct"] / max(num_targets, 1)}
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,7 @@ def train_step(
         num_tokens=counts.num_tokens,
         num_slots=counts.num_slots,
         sample_ids=sample_ids,
-        figures=objective.figures(sums, counts),
+        figures=objective.figures(sums, counts.divisors, num_targets=counts.num_targets),
     )
 
 

@@ -7,20 +7,21 @@ from typing import Any
 
 from lib.core.examples import Completion, Message, PreferencePair, Prompt
 from lib.data.checks import RowRefused, check_answer, check_id, check_number, check_text, json_text, kind_of
+from lib.data.schemas.labels import check_labels
 from lib.data.schemas.messages import check_calls_offered, check_messages, check_order, check_prompt_order, check_tools
 
 Row = Mapping[str, Any]
 
 
 def from_completion(row: Row, source: str) -> Completion:
-    """`prompt` (may be empty) and `completion` as texts, and if need be `answer` and `id`."""
-    prompt = check_text(row["prompt"], "prompt", blank=True)
-    return Completion(check_id(row, source), prompt, check_text(row["completion"], "completion"), source, check_answer(row))
+    """`prompt` (may be empty) and `completion` as texts, and if need be `answer`, `labels` and `id`."""
+    prompt, completion = check_text(row["prompt"], "prompt", blank=True), check_text(row["completion"], "completion")
+    return Completion(check_id(row, source), prompt, completion, source, check_answer(row), check_labels(row))
 
 
 def from_text(row: Row, source: str) -> Completion:
-    """`text`, all of it trained, and if need be `id`."""
-    return Completion(check_id(row, source), "", check_text(row["text"], "text"), source)
+    """`text`, all of it trained, and if need be `labels` and `id`."""
+    return Completion(check_id(row, source), "", check_text(row["text"], "text"), source, labels=check_labels(row))
 
 
 def from_preference(row: Row, source: str) -> PreferencePair:

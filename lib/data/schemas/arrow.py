@@ -51,8 +51,13 @@ KIND_OF: dict[type, str] = {
 }
 TYPE_OF = {kind: row_type for row_type, kind in KIND_OF.items()}
 _FIELDS: dict[str, list[pa.Field]] = {
-    "conversation": [_list("messages", MESSAGE), _text("answer", optional=True), _list("tools", pa.string())],
-    "completion": [_text("prompt"), _text("completion"), _text("answer", optional=True)],
+    "conversation": [
+        _list("messages", MESSAGE),
+        _text("answer", optional=True),
+        _list("tools", pa.string()),
+        _text("labels", optional=True),
+    ],
+    "completion": [_text("prompt"), _text("completion"), _text("answer", optional=True), _text("labels", optional=True)],
     "preference": [
         *(_list(name, MESSAGE) for name in ("prompt", "chosen", "rejected")),
         pa.field("margin", pa.float64(), nullable=False),
@@ -70,8 +75,10 @@ def to_record(example: Example) -> Record:
     match example:
         case Conversation():
             record |= {"messages": _messages(example.messages), "answer": example.answer, "tools": list(example.tools)}
+            record["labels"] = example.labels
         case Completion():
             record |= {"prompt": example.prompt, "completion": example.completion, "answer": example.answer}
+            record["labels"] = example.labels
         case PreferencePair():
             record |= {name: _messages(getattr(example, name)) for name in ("prompt", "chosen", "rejected")}
             record["margin"] = example.margin
@@ -89,9 +96,9 @@ def from_record(kind: str, record: Record) -> Example:
     match kind:
         case "conversation":
             messages = _from_messages(record["messages"])
-            return Conversation(sample_id, messages, source, record["answer"], tuple(record["tools"]))
+            return Conversation(sample_id, messages, source, record["answer"], tuple(record["tools"]), record["labels"])
         case "completion":
-            return Completion(sample_id, record["prompt"], record["completion"], source, record["answer"])
+            return Completion(sample_id, record["prompt"], record["completion"], source, record["answer"], record["labels"])
         case "preference":
             prompt, chosen, rejected = (_from_messages(record[name]) for name in ("prompt", "chosen", "rejected"))
             return PreferencePair(sample_id, prompt, chosen, rejected, source, record["margin"])

@@ -16,6 +16,7 @@ from lib.data.checks import (
     parse_json,
     shown,
 )
+from lib.data.schemas.labels import check_labels
 from lib.data.schemas.messages import check_call, check_calls_offered, check_messages, check_order, check_tools
 
 Row = Mapping[str, Any]
@@ -82,7 +83,7 @@ def _conversation(row: Row, source: str, messages: tuple[Message, ...]) -> Conve
     check_order(messages)
     tools = check_tools(row.get("tools"))
     check_calls_offered(messages, tools)
-    return Conversation(check_id(row, source), messages, source, check_answer(row), tools)
+    return Conversation(check_id(row, source), messages, source, check_answer(row), tools, check_labels(row))
 
 
 def _system(row: Row) -> list[Message]:

@@ -6,13 +6,15 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
+from lib.config.heads import HeadConfig
 from lib.config.rows import RowsConfig
 from lib.core.errors import DataError
-from lib.core.examples import Example
+from lib.core.examples import Completion, Conversation, Example
 from lib.data.checks import RowRefused, check_known, check_object
 from lib.data.schemas.answers import from_completion, from_preference, from_prompt, from_text
 from lib.data.schemas.conversations import from_alpaca, from_completion_messages, from_messages, from_sharegpt
 from lib.data.schemas.events import from_event_columns, from_events
+from lib.data.schemas.labels import check_fit
 from lib.data.sources_types import RawRow, RowSource
 
 KINDS = ("conversation", "completion", "preference", "prompt", "events")
@@ -36,6 +38,8 @@ class Layout:
     build: Callable[[Mapping[str, Any], str], Example]
     ignored: frozenset[str] = frozenset()
     """Columns that the user wants left out."""
+    heads: tuple[HeadConfig, ...] = ()
+    """That the labels of conversations and completions are for; empty: any."""
 
     @cached_property
     def known(self) -> frozenset[str]:
@@ -62,7 +66,10 @@ class Layout:
         for name in self.required:
             if columns.get(name) is None:
                 raise RowRefused(f"{name} is missing or null")
-        return self.build(columns, place)
+        example = self.build(columns, place)
+        if self.heads and isinstance(example, Conversation | Completion):
+            check_fit(example.labels, self.heads)
+        return example
 
     def fits(self, columns: Mapping[str, Any]) -> bool:
         """Whether it has all columns needed and no other; null or not, of whatever type."""
@@ -74,24 +81,24 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout("messages", "conversation", {"messages": list}, ("id", "answer", "tools"), from_messages),
-    Layout("sharegpt", "conversation", {"conversations": list}, ("id", "answer", "system", "tools"), from_sharegpt),
+    Layout("messages", "conversation", {"messages": list}, ("id", "answer", "tools", "labels"), from_messages),
+    Layout("sharegpt", "conversation", {"conversations": list}, ("id", "answer", "system", "tools", "labels"), from_sharegpt),
     Layout(
         "alpaca",
         "conversation",
         {"instruction": str, "output": str},
-        ("id", "answer", "input", "system", "history"),
+        ("id", "answer", "input", "system", "history", "labels"),
         from_alpaca,
     ),
     Layout(
         "completion_messages",
         "conversation",
         {"prompt": list, "completion": list},
-        ("id", "answer", "tools"),
+        ("id", "answer", "tools", "labels"),
         from_completion_messages,
     ),
-    Layout("completion", "completion", {"prompt": str, "completion": str}, ("id", "answer"), from_completion),
-    Layout("text", "completion", {"text": str}, ("id",), from_text),
+    Layout("completion", "completion", {"prompt": str, "completion": str}, ("id", "answer", "labels"), from_completion),
+    Layout("text", "completion", {"text": str}, ("id", "labels"), from_text),
     Layout(
         "preference",
         "preference",
@@ -118,7 +125,11 @@ def find_layout(source: RowSource, config: RowsConfig) -> Layout:
         DataError: no layout fits, or more than one does: what was found and what each needs; or no row at all.
     """
     kind, layout, ignored = config.kind, config.layout, frozenset(config.ignored)
-    wanted = [replace(known, ignored=ignored) for known in LAYOUTS if kind in ("", known.kind) and layout in ("", known.name)]
+    wanted = [
+        replace(known, ignored=ignored, heads=config.heads)
+        for known in LAYOUTS
+        if kind in ("", known.kind) and layout in ("", known.name)
+    ]
     if not wanted:
         raise DataError(
             f"there is no layout {layout!r} for {kind or 'any kind'}; kinds are {', '.join(KINDS)}, layouts "

@@ -1,9 +1,15 @@
 """Small packed batches for model tests."""
 
+from collections.abc import Mapping
+
 import torch
 
+from lib.core.examples import IGNORE_INDEX
+from lib.data.batch import PackedBatch
+from lib.losses.outputs import HeadTargets
 from lib.models.decoder import Decoder
 from lib.models.layers.documents import PADDING, DocumentLayout
+from lib.train.step import MicroBatch
 
 
 def packed(
@@ -26,3 +32,12 @@ def packed(
 def logits(decoder: Decoder, token_ids: torch.Tensor, positions: torch.Tensor, layout: DocumentLayout) -> torch.Tensor:
     """[B, T, V] float32."""
     return decoder.logits(decoder(token_ids, positions, layout)).float()
+
+
+def heads_micro_batch(
+    token_ids: torch.Tensor, positions: torch.Tensor, layout: DocumentLayout, targets: Mapping[str, HeadTargets]
+) -> MicroBatch:
+    """What a step takes, of rows whose tokens aren't targets themselves."""
+    ids, labels = layout.document_ids_BT, torch.full_like(token_ids, IGNORE_INDEX)
+    batch = PackedBatch(token_ids, labels, positions, ids, num_targets=0, sample_ids=(), weights=None, weight_sum=0.0)
+    return MicroBatch(batch, layout, targets)

@@ -17,7 +17,9 @@ from lib.config.model import LoraConfig, ModelConfig
 from lib.config.parallel import ClusterShape, ParallelConfig
 from lib.core.errors import WorkerDiedError
 from lib.core.examples import IGNORE_INDEX
+from lib.losses.outputs import HeadTargets
 from lib.models.decoder import Decoder
+from lib.models.flops import FlopCounter
 from lib.models.heads import HeadedDecoder
 from lib.models.hf_io import read_spec
 from lib.models.layers.documents import DocumentLayout
@@ -28,8 +30,9 @@ from lib.parallel.load import decoder_of, full_heads, full_tensors, load_heads, 
 from lib.parallel.mesh import build_mesh
 from lib.parallel.reduce import all_reduce_sum, barrier, clip_grad_norm
 from lib.parallel.shared_memory import HostMemory, SharedAllGather, SharedReduceScatter
-from lib.train.heads import HeadsLossModule, HeadTargets, count_targets, weighted_loss
-from tests.lib.models.batches import packed
+from lib.train.heads import HeadsLossModule, HeadsObjective
+from lib.train.step import accumulate_gradients, count_step
+from tests.lib.models.batches import heads_micro_batch, packed
 
 ROWS = [[9, 17, 4], [23, 9], [30, 1], [8, 8, 8, 8]]
 NUM_COLUMNS = 34
@@ -147,12 +150,13 @@ def train_heads(folder: Path) -> dict[str, Any]:
         "reward": HeadTargets(firsts / 100, (firsts % 2).float()),
         "topic": HeadTargets(firsts % 3, torch.ones(len(firsts))),
     }
-    loss = weighted_loss(module(token_ids, positions, layout, targets), count_targets([targets], HEADS), HEADS)
-    loss.backward()
+    micro, objective = [heads_micro_batch(token_ids, positions, layout, targets)], HeadsObjective(HEADS)
+    counts = count_step(micro, objective, FlopCounter(module.headed.decoder.spec), part_written=False)
+    sums = accumulate_gradients(module, micro, objective, divisors=counts.divisors, device=torch.device("cpu"))
     gradients = {name: tensor.grad for name, tensor in module.named_parameters() if tensor.grad is not None}
     result: dict[str, Any] = {"gradients": {name: _whole(gradient).tolist() for name, gradient in gradients.items()}}
     result["loaded"] = {name: weight.tolist() for name, weight in full_heads(module).items()}
-    return result | all_reduce_sum({"loss": float(loss.detach())})
+    return result | all_reduce_sum({"loss": objective.loss(sums, counts.divisors)})
 
 
 def leaks(folder: Path) -> int:

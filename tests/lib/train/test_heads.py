@@ -8,12 +8,15 @@ import torch
 
 from lib.config.heads import HeadsConfig
 from lib.core.examples import IGNORE_INDEX
+from lib.losses.outputs import HeadTargets
+from lib.models.flops import FlopCounter
 from lib.models.heads import HeadedDecoder
 from lib.models.hf_io import read_spec
 from lib.models.layers.documents import DocumentLayout
 from lib.parallel.load import load_heads, load_sharded
-from lib.train.heads import HeadsLossModule, HeadTargets, count_targets, weighted_loss
-from tests.lib.models.batches import packed
+from lib.train.heads import HeadsLossModule, HeadsObjective
+from lib.train.step import accumulate_gradients, count_step
+from tests.lib.models.batches import heads_micro_batch, packed
 from tests.tiny import VOCAB_SIZE, tiny_model
 
 LENGTHS = [[5, 9, 3], [12, 1], [4, 4, 8]]
@@ -81,12 +84,10 @@ def rows_of(whole: Rows, chosen: slice) -> Rows:
 
 def gradients(module: HeadsLossModule, micro_batches: list[Rows]) -> tuple[float, dict[str, Any]]:
     module.zero_grad()
-    denominators = count_targets([rows[3] for rows in micro_batches], HEADS)
-    loss = 0.0
-    for rows in micro_batches:
-        part = weighted_loss(module(*rows), denominators, HEADS)
-        part.backward()
-        loss += float(part.detach())
+    micro, objective = [heads_micro_batch(*rows) for rows in micro_batches], HeadsObjective(HEADS)
+    counts = count_step(micro, objective, FlopCounter(module.headed.decoder.spec), part_written=False)
+    sums = accumulate_gradients(module, micro, objective, divisors=counts.divisors, device=torch.device("cpu"))
+    loss = objective.loss(sums, counts.divisors)
     return loss, {name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None}
 
 

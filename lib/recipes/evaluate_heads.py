@@ -1,0 +1,112 @@
+"""Scoring output heads on held-out rows, with the losses that train them."""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from lib.cluster.group import Deadlines, Event, GroupFactory, Worker, dispatch
+from lib.config.evaluation import HeadsEvalConfig
+from lib.core.errors import DataError
+from lib.core.examples import Completion, Conversation
+from lib.core.manifest import Json
+from lib.data.document import Document
+from lib.data.examples import labelled_kind, open_examples
+from lib.data.mixture import OWN_DATA
+from lib.data.schemas.arrow import TYPE_OF
+from lib.data.tokenize import encoding_of
+from lib.evals.heads import HeadScore, HeadsReport
+from lib.evals.loss import packs
+from lib.models.heads import HeadedDecoder
+from lib.models.hf_io import read_spec
+from lib.parallel.load import load_heads, load_sharded
+from lib.tokens.chat import ChatEncoder
+from lib.tokens.tokenizer import Tokenizer
+from lib.train.environment import cpu_environment
+from lib.train.heads import HeadsLossModule, HeadsObjective, heads_micro_batch
+from lib.train.supervise import Progress
+
+TOKENS_PER_PACK, CHUNK_TOKENS = 2048, 1024
+"""Change speed and memory, not the result."""
+DEADLINE_SECONDS = 3600.0
+
+
+class HeadsEvalWorker(Worker):
+    """One rank: a whole model and a share of the rows, in float32."""
+
+    @dispatch(merge="sum", events="all")
+    @torch.no_grad()
+    def measure(self, config_values: Json, model_dir: Path, data_dir: Path) -> dict[str, float]:
+        """Sums over this rank's rows: those of the objective as "sum/<name>", what divides them as "divisor/<name>", and
+        "rows", "tokens" and "targets" of the next token. Rows done are events {"finished": n}."""
+        config = HeadsEvalConfig.parse(config_values, where="config")
+        encoder, objective = ChatEncoder.of(Tokenizer.load(model_dir), config.chat), HeadsObjective(config.outputs)
+        device = torch.device(self.info.device)
+        _, spec = read_spec(model_dir)
+        with torch.device("meta"):
+            module = HeadsLossModule(HeadedDecoder(spec, config.outputs), CHUNK_TOKENS)
+        load_sharded(module, model_dir, device)
+        load_heads(module, model_dir, seed=config.seed)
+        found: Counter[str] = Counter()
+        documents = self._documents(config, encoder, data_dir, longest=spec.max_positions)
+        for pack in packs(documents, TOKENS_PER_PACK):
+            micro = heads_micro_batch([pack], pack.num_tokens, encoder.tokenizer.pad_id, config.outputs)
+            sums = objective.sums(module, micro, device)
+            found.update({f"sum/{name}": value.item() for name, value in sums.items()})
+            found.update({f"divisor/{name}": value for name, value in objective.divisors(micro).items()})
+            found.update(rows=len(pack.documents), tokens=pack.num_tokens, targets=micro.batch.num_targets)
+            self.emit({"finished": len(pack.documents)})
+        return dict(found)
+
+    def _documents(self, config: HeadsEvalConfig, encoder: ChatEncoder, data_dir: Path, *, longest: int) -> list[Document]:
+        kind = labelled_kind(data_dir)
+        source = open_examples(data_dir, TYPE_OF[kind], kind=kind)
+        rows = (row.example for split in range(source.num_splits) for row in source.read(split))
+        mine: list[Conversation | Completion] = list(islice(rows, self.info.rank, config.max_rows, self.info.num_ranks))
+        documents = list(encoding_of(encoder, {OWN_DATA: source}, kind).encode(mine)) if mine else []
+        for row, document in zip(mine, documents):
+            if len(document.token_ids) > longest:
+                place = f"{getattr(row, 'source', '')}: row {document.sample_id!r}"
+                raise DataError(f"{place} has {len(document.token_ids)} tokens, the model has positions for {longest}")
+        return documents
+
+
+def run_heads_evaluation(
+    model_dir: Path, data_dir: Path, config: HeadsEvalConfig, *, group_factory: GroupFactory, progress: Progress
+) -> HeadsReport:
+    """Score a model artifact on the first `config.max_rows` rows of a data-set artifact. Heads that the model lacks are as a
+    training would begin with them.
+
+    Raises:
+        DataError: a row's labels don't fit the heads, or it is too long; names the row.
+        ModelError: the model has a head that the configuration lacks, or has for other outputs.
+        WorkerDiedError: a rank died.
+    """
+    done = 0
+
+    def hear(events: list[Event]) -> None:
+        nonlocal done
+        done += sum(event["finished"] for event in events)
+        progress(done)
+
+    env = cpu_environment(config.shape.threads_per_rank)
+    with group_factory(HeadsEvalWorker, config.shape, env=env, deadlines=Deadlines(), process_group=False) as group:
+        arguments = (config.model_dump(mode="json"), model_dir, data_dir)
+        found = Counter(group.call("measure", *arguments, deadline_seconds=DEADLINE_SECONDS, on_events=hear))
+    sums, divisors = (
+        {name.partition("/")[2]: value for name, value in found.items() if name.startswith(kind)}
+        for kind in ("sum/", "divisor/")
+    )
+    figures = HeadsObjective(config.outputs).figures(sums, divisors, num_targets=int(found["targets"]))
+    scores = tuple(
+        HeadScore(
+            name=head.name,
+            loss=figures[f"loss/{head.name}"],
+            num_targets=figures[f"targets/{head.name}"],
+            accuracy=figures.get(f"accuracy/{head.name}"),
+        )
+        for head in config.heads
+    )
+    loss = HeadsObjective(config.outputs).loss(sums, divisors)
+    return HeadsReport(loss=loss, heads=scores, num_rows=int(found["rows"]), num_tokens=int(found["tokens"]))
