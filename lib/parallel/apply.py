@@ -1,6 +1,7 @@
 """Parallelism put on from outside, by module name, in one place for all families: recompute, then shard."""
 
 import re
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lib.config.model import ModelConfig
-from lib.parallel.mesh import SHARD_AXIS, sharding_mesh
+from lib.models.layers.experts import Experts
+from lib.parallel.experts import EXPERTS_NAME, deal_experts, inner_shards
+from lib.parallel.mesh import EXPERT_AXIS, SHARD_AXIS, expert_sharding_mesh, sharding_mesh
 from lib.parallel.shared_memory import HostMemory, SharedAllGather, SharedReduceScatter
 
 LAYER_NAME = re.compile(r"(?:.*\.)?layers\.\d+")
@@ -29,22 +32,37 @@ def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> Non
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False
     )
-    on_gpu, sharding = mesh.device_type == "cuda", sharding_mesh(mesh)
+    on_gpu, dealt = mesh.device_type == "cuda", _dealt_experts(module, mesh)
+    shard = partial(fully_shard, mp_policy=policy, reshard_after_forward=on_gpu)
+    for experts in dealt:
+        deal_experts(experts, mesh[EXPERT_AXIS])
+        held_by = expert_sharding_mesh(mesh)
+        shard(experts, mesh=held_by, shard_placement_fn=inner_shards(held_by[SHARD_AXIS].size()))
     for layer in layers:
         if config.activation_checkpointing:
             checkpoint(layer)
-        fully_shard(layer, mesh=sharding, mp_policy=policy, reshard_after_forward=on_gpu)
-    fully_shard(module, mesh=sharding, mp_policy=policy, reshard_after_forward=False)
-    memory = None if on_gpu else _host_memory(mesh)
+        shard(layer, mesh=sharding_mesh(mesh))
+    shard(module, mesh=sharding_mesh(mesh), reshard_after_forward=False)
+    memory_of = {} if on_gpu else {False: _host_memory(sharding_mesh(mesh))}
+    if dealt and not on_gpu:
+        memory_of[True] = _host_memory(expert_sharding_mesh(mesh))
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
-            if memory is not None:
+            if memory := memory_of.get(isinstance(part, Experts)):
                 part.set_custom_all_gather(SharedAllGather(memory))
                 part.set_custom_reduce_scatter(SharedReduceScatter(memory))
 
 
+def _dealt_experts(module: nn.Module, mesh: DeviceMesh) -> list[Experts]:
+    """Those that the ranks of the expert axis hold different ones of, where there is such an axis."""
+    if EXPERT_AXIS not in (mesh.mesh_dim_names or ()):
+        return []
+    return [part for name, part in module.named_modules() if isinstance(part, Experts) and EXPERTS_NAME.fullmatch(name)]
+
+
 def _host_memory(mesh: DeviceMesh) -> HostMemory | None:
-    group = mesh.get_group(SHARD_AXIS)
+    """Of the ranks that hold different pieces: those of the last axis."""
+    group = mesh.get_group(mesh.ndim - 1)
     return HostMemory.open(group) if dist.get_world_size(group) > 1 else None

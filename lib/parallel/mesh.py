@@ -29,7 +29,16 @@ def build_mesh(shape: ClusterShape, parallel: ParallelConfig | None = None) -> D
 
 
 def sharding_mesh(mesh: DeviceMesh) -> DeviceMesh:
-    """The axes over which pieces of parameters are gathered and gradients summed."""
+    """The axes over which pieces of parameters are gathered and gradients summed; the expert axis is as good as more shards."""
+    held = mesh.mesh_dim_names or ()
+    if EXPERT_AXIS not in held:
+        return expert_sharding_mesh(mesh)
+    shards = mesh[SHARD_AXIS, EXPERT_AXIS]._flatten(f"{SHARD_AXIS}_{EXPERT_AXIS}")
+    return DeviceMesh._concatenate([mesh[REPLICATE_AXIS], shards]) if REPLICATE_AXIS in held else shards
+
+
+def expert_sharding_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """The same for the weights of experts, of which the ranks of the expert axis hold different ones."""
     names = tuple(name for name in (REPLICATE_AXIS, SHARD_AXIS) if name in (mesh.mesh_dim_names or ()))
     return mesh if names == mesh.mesh_dim_names else mesh[names]
 

@@ -6,8 +6,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from lib.core.errors import WorkerDiedError
 from lib.parallel.clock import CLOCK
@@ -72,31 +71,29 @@ def clip_grad_norm(parameters: Iterable[torch.Tensor], max_norm: float) -> float
     Works on whole and on sharded gradients; the result is the same on all ranks and doesn't depend on their number but
     for rounding. A norm that is not finite is returned and the gradients are left alone.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    pieces = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    if not pieces:
-        return 0.0
-    norms = torch.stack(torch._foreach_norm(pieces)).double()
-    total = norms.square().sum()
-    for group in _shard_groups(gradients):
-        with CLOCK.part("collective"):
-            dist.all_reduce(total, group=group)
-    norm = float(total.sqrt())
+    layouts: dict[tuple[dist.ProcessGroup, ...], list[torch.Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            piece = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
+            layouts.setdefault(_shard_groups(parameter.grad), []).append(piece)
+    squares = 0.0
+    for groups, pieces in layouts.items():
+        total = torch.stack(torch._foreach_norm(pieces)).double().square().sum()
+        for group in groups:
+            with CLOCK.part("collective"):
+                dist.all_reduce(total, group=group)
+        squares += float(total)
+    norm = math.sqrt(squares)
     scale = max_norm / (norm + 1e-6)
     if math.isfinite(norm) and scale < 1.0:
-        torch._foreach_mul_(pieces, scale)
+        for pieces in layouts.values():
+            torch._foreach_mul_(pieces, scale)
     return norm
 
 
-def _shard_groups(gradients: list[torch.Tensor]) -> list[dist.ProcessGroup]:
-    """The process groups whose ranks hold different pieces; the same for all gradients."""
-    layouts: set[tuple[DeviceMesh, tuple[int, ...]]] = set()
-    for gradient in gradients:
-        if isinstance(gradient, DTensor):
-            axes = tuple(axis for axis, placement in enumerate(gradient.placements) if isinstance(placement, Shard))
-            layouts.add((gradient.device_mesh, axes))
-        else:
-            layouts.add((None, ()))  # type: ignore[arg-type]
-    assert len(layouts) == 1, f"gradients are laid out in {len(layouts)} ways; one norm needs one"
-    mesh, axes = layouts.pop()
-    return [mesh.get_group(axis) for axis in axes]
+def _shard_groups(gradient: torch.Tensor) -> tuple[dist.ProcessGroup, ...]:
+    """The process groups whose ranks hold different pieces of it."""
+    if not isinstance(gradient, DTensor):
+        return ()
+    axes = [axis for axis, placement in enumerate(gradient.placements) if not placement.is_replicate()]
+    return tuple(gradient.device_mesh.get_group(axis) for axis in axes)

@@ -4,6 +4,8 @@ import math
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from lib.config.optim import OptimConfig
 
@@ -18,11 +20,16 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW
     for name, parameter in named:
         if parameter.dtype != torch.float32:
             raise ValueError(f"parameter {name} is {parameter.dtype}; the optimizer's weights must be float32")
-    matrices = [parameter for _, parameter in named if parameter.ndim >= 2]
-    vectors = [parameter for _, parameter in named if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    # One fused update takes parameters of one mesh; those of experts may be on another than the rest.
+    groups: dict[tuple[bool, DeviceMesh | None], list[nn.Parameter]] = {}
+    for _, parameter in named:
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        groups.setdefault((parameter.ndim >= 2, mesh), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": parameters, "weight_decay": config.weight_decay if is_matrix else 0.0}
+            for (is_matrix, _), parameters in groups.items()
+        ],
         lr=0.0,  # set before every step
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,

@@ -15,6 +15,8 @@ from lib.data.examples import mixture_digest, open_mixture
 from lib.data.schemas.arrow import TYPE_OF
 from lib.data.stats import PackingReport, packing_report
 from lib.data.stream import merge_states
+from lib.models.hf_fallback import is_fallback
+from lib.models.hf_io import read_spec
 from lib.models.logit_report import LogitReport
 from lib.parallel.plan import check_plan
 from lib.train.checkpoint import checkpoint_folder, read_values
@@ -93,8 +95,9 @@ def run_training(
         NonFiniteLossError: names the step and its samples; earlier checkpoints are untouched.
         InfraError: the workers died too often, or a checkpoint couldn't be written.
     """
-    check_plan(job.config.parallel)
     model, data, run_dir = verify(inputs.model_dir), read_manifest(inputs.data_dir), inputs.run_dir
+    spec = None if is_fallback(inputs.model_dir) else read_spec(inputs.model_dir)[1]
+    check_plan(job.config.parallel, job.shape.num_ranks, spec)
     _check_admitted(inputs.report, model.digest, packing=job.config.data.packing)
     data_digest = _data_digest(job, inputs.data_dir, data.digest, kind)
     identity = run_identity(recipe, job, model_digest=model.digest, data_digest=data_digest)

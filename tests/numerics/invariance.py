@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from lib.config.model import ModelConfig
-from lib.config.parallel import ClusterShape
+from lib.config.parallel import ClusterShape, ParallelConfig
 from lib.core.examples import IGNORE_INDEX
 from lib.data.batch import Document, PackedBatch, PackedRow, collate
 from lib.models.decoder import Decoder
@@ -37,9 +37,9 @@ _DENSE = DecoderSpec("llama", 97, 32, 48, 2, 4, 2, 8, 2048, Rope(1e4), 1e-5, Tru
 SPECS = {
     "tied": _DENSE,
     "untied": replace(_DENSE, tied=False, mlp_bias=True, windows=(None, 7), norm_order="both", logit_softcap=30.0),
-    "experts": replace(_DENSE, qk_norm="head", moe=MoeSpec((0, 1), 5, 2, 24, "softmax_renormalised")),
+    "experts": replace(_DENSE, qk_norm="head", moe=MoeSpec((0, 1), 8, 2, 24, "softmax_renormalised")),
     "biased experts": replace(
-        _DENSE, sinks=True, gate=Gate("clamped", 1.7, 7.0), moe=MoeSpec((1,), 6, 2, 24, "softmax_of_chosen", True)
+        _DENSE, sinks=True, gate=Gate("clamped", 1.7, 7.0), moe=MoeSpec((1,), 4, 2, 24, "softmax_of_chosen", True)
     ),
 }
 MASKED = ("none", "some", "a rank", "all")
@@ -64,6 +64,15 @@ class Case:
     masked: str = "none"
     weighted: bool = False
     recomputed: bool = False
+    replicate: int = 1
+    """Copies of the sharded model, as far as the ranks allow."""
+    expert: int = 1
+    """Ranks among which experts are dealt out, as far as the other ranks allow."""
+
+    def parallel(self, num_ranks: int) -> ParallelConfig:
+        replicate = math.gcd(self.replicate, num_ranks)
+        expert = math.gcd(self.expert, num_ranks // replicate) if SPECS[self.spec].moe else 1
+        return ParallelConfig(replicate=replicate, expert=expert)
 
 
 def random_case(number: int) -> Case:
@@ -85,6 +94,8 @@ def random_case(number: int) -> Case:
         masked=str(source.choice(MASKED, p=[0.5, 0.3, 0.15, 0.05])),
         weighted=bool(source.random() < 0.3),
         recomputed=bool(source.random() < 0.3),
+        replicate=int(source.choice([1, 1, 2])),
+        expert=int(source.choice([1, 2, 4])),
     )
 
 
@@ -95,8 +106,11 @@ NAMED_CASES = {
     "the last rank has nothing but masked labels": replace(_SMALLER, masked="a rank"),
     "all labels are masked": replace(_SMALLER, masked="all"),
     "some of the documents are masked, the others weighted": replace(_SMALLER, masked="some", weighted=True),
-    "experts": replace(_SMALLER, spec="experts", dtype="float64"),
-    "experts, a rank with masked labels alone": replace(_SMALLER, spec="biased experts", dtype="float64", masked="a rank"),
+    "experts on all ranks": replace(_SMALLER, spec="experts", dtype="float64"),
+    "experts dealt out over pairs": replace(_SMALLER, spec="experts", dtype="float64", expert=2),
+    "experts dealt out, a rank with masked labels alone": replace(
+        _SMALLER, spec="biased experts", dtype="float64", masked="a rank", expert=4, recomputed=True
+    ),
 }
 """[C2, B9, C4] `share_of_first` 0.0 leaves rank 0 the first document alone."""
 
@@ -104,10 +118,14 @@ NAMED_CASES = {
 def check_cases(cases: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     """Run each case on this process group and compare; rank 0 has the differences."""
     shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=dist.get_world_size(), threads_per_rank=1)
-    mesh = build_mesh(shape)
+    meshes: dict[ParallelConfig, DeviceMesh] = {}
     results = []
     for values in cases:
-        results.append(_differences(Case(**{**values, "lengths": tuple(values["lengths"])}), mesh))
+        case = Case(**{**values, "lengths": tuple(values["lengths"])})
+        parallel = case.parallel(shape.num_ranks)
+        if parallel not in meshes:
+            meshes[parallel] = build_mesh(shape, parallel)
+        results.append(_differences(case, meshes[parallel]))
         gc.collect()  # the maps of a dead module's shared memory
     return results
 

@@ -1,0 +1,177 @@
+"""What the ranks of the expert tests do: a step of each family from scratch, then a few that are saved and gone on from."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lib.config.model import ModelConfig
+from lib.config.optim import OptimConfig
+from lib.config.parallel import ClusterShape, ParallelConfig
+from lib.models.decoder import Decoder
+from lib.models.hf_io import CheckpointReader, load_full, read_spec
+from lib.models.layers.documents import DocumentLayout
+from lib.models.layers.moe import Moe, RouterLoad, balance_experts, load_balancing_loss, router_z_loss
+from lib.parallel.apply import shard_model
+from lib.parallel.experts import loads_of_all_ranks
+from lib.parallel.load import full_tensors, load_sharded, whole
+from lib.parallel.mesh import build_mesh
+from lib.parallel.reduce import all_reduce_sum, clip_grad_norm
+from lib.train.checkpoint import CheckpointStore, Retention, checkpoint_folder, load_state
+from lib.train.optim import build_optimizer, set_learning_rate
+from lib.train.state import ModelAndOptimizer, TrainState
+from tests.lib.parallel.work import share
+
+FAMILIES = ("qwen3_moe", "gpt_oss")
+PLANS: dict[int, list[dict[str, int]]] = {
+    1: [{}],
+    2: [{"expert": 2}],
+    4: [{"expert": 2}, {"expert": 4}, {"expert": 2, "replicate": 2}],
+}
+"""Number of ranks -> how they share the model."""
+NUM_STEPS = 3
+Batch = tuple[torch.Tensor, torch.Tensor, DocumentLayout]
+
+
+class BalancedLoss(nn.Module):
+    """The summed loss of guessing each token plus one, and the loads of the routers."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, layout: DocumentLayout
+    ) -> tuple[torch.Tensor, list[RouterLoad]]:
+        loads: list[RouterLoad] = []
+        logits = self.decoder.logits(self.decoder(token_ids, positions, layout, loads)).float()
+        targets = (token_ids[..., None] + 1) % logits.shape[-1]
+        return -torch.log_softmax(logits, -1).gather(-1, targets)[..., 0][layout.document_ids_BT >= 0].sum(), loads
+
+
+class Run:
+    """A model on the ranks of this group, and its optimizer."""
+
+    def __init__(self, folder: Path, plan: dict[str, int]) -> None:
+        shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=dist.get_world_size(), threads_per_rank=1)
+        with torch.device("meta"):
+            self.module = BalancedLoss(Decoder(read_spec(folder)[1]))
+        config = ModelConfig(compute_dtype="float32", activation_checkpointing="replicate" in plan)
+        shard_model(self.module, build_mesh(shape, ParallelConfig(**plan)), config)
+        self.bytes_read = load_sharded(self.module, folder)
+        self.optimizer = build_optimizer(self.module, OptimConfig())
+        self.batch: Batch = share(dist.get_world_size(), dist.get_rank(), self.module.decoder.spec.vocab_size)
+        set_learning_rate(self.optimizer, 1e-3)
+
+    def step(self) -> dict[str, float]:
+        """Gradients of the mean loss and of both losses of balance, over the tokens of all ranks."""
+        self.optimizer.zero_grad()
+        total, own = self.module(*self.batch)
+        loads = loads_of_all_ranks(own)
+        balance, size = load_balancing_loss(loads), router_z_loss(loads)
+        (total / int(loads[0].num_tokens) + 0.1 * balance + 0.01 * size).backward()
+        for moe, load in zip((part for part in self.module.modules() if isinstance(part, Moe)), loads, strict=True):
+            balance_experts(moe, load.tokens_E, rate=0.01)
+        loss = all_reduce_sum({"loss": float(total.detach())})["loss"] / int(loads[0].num_tokens)
+        return {"loss": loss, "balance": float(balance.detach()), "size": float(size.detach())}
+
+    def state(self) -> TrainState:
+        state = TrainState()
+        state.register("model", ModelAndOptimizer(self.module, self.optimizer))
+        return state
+
+    def wholes(self) -> dict[str, torch.Tensor]:
+        """Weights, moments and buffers, put together from all ranks."""
+        found = {f"buffer/{name}": buffer.clone() for name, buffer in self.module.named_buffers()}
+        for name, parameter in self.module.named_parameters():
+            found[f"weight/{name}"] = whole(parameter).clone()
+            for key, value in self.optimizer.state[parameter].items():
+                found[f"{key}/{name}"] = whole(value).clone()
+        return found
+
+
+def everything(root: Path, resumed: list[str]) -> dict[str, Any]:
+    """Each family under each plan of this number of ranks; root holds a folder of each family. Keys are `key_of`'s.
+
+    Args:
+        resumed: keys of runs of other numbers of ranks that each plan goes on from.
+    """
+    results: dict[str, Any] = {}
+    for family in FAMILIES:
+        for plan in PLANS[dist.get_world_size()]:
+            key = key_of(dist.get_world_size(), plan)
+            results[f"{family} {key}"] = train(root / family, root / f"{family} {key}", plan)
+            for other in resumed:
+                results[f"{family} {key} from {other}"] = go_on(root / family, root / f"{family} {other}", plan)
+    return results
+
+
+def key_of(num_ranks: int, plan: dict[str, int]) -> str:
+    return " ".join([str(num_ranks), *(f"{name}{size}" for name, size in plan.items())])
+
+
+def train(folder: Path, out: Path, plan: dict[str, int]) -> dict[str, Any]:
+    """The first gradients (written by rank 0, as is the state after NUM_STEPS steps), a checkpoint, and one more step."""
+    run, rank = Run(folder, plan), dist.get_rank()
+    out.mkdir(exist_ok=True)
+    reader = CheckpointReader(folder)
+    result: dict[str, Any] = {"bytes_read": run.bytes_read, "hidden_differ": _hidden_differ(run, folder)}
+    result["not_as_stored"] = [
+        name for name, tensor in full_tensors(run.module) if not torch.equal(tensor, reader.get(name).float())
+    ]
+    result["first"] = run.step()
+    gradients = {name: whole(grad).clone() for name, grad in _gradients(run.module)}
+    result["norm"], result["clipped"] = (clip_grad_norm(run.module.parameters(), limit) for limit in (0.1, 1e9))
+    steps = []
+    for _ in range(NUM_STEPS):
+        run.optimizer.step()
+        steps.append(run.step())
+        clip_grad_norm(run.module.parameters(), 1.0)
+    state = run.wholes()
+    store = CheckpointStore(out, keep=Retention(1), rank=rank, num_ranks=dist.get_world_size())
+    store.save_async(NUM_STEPS, run.state(), {"layout": plan, "loss": 0.0})
+    store.wait_for_part()
+    dist.barrier()
+    store.all_parts_written()
+    store.wait_until_published()
+    dist.barrier()
+    store.close()
+    if rank == 0:
+        save_file(gradients, out / "gradients.safetensors")
+        save_file(state, out / "state.safetensors")
+    run.optimizer.zero_grad()
+    return result | {"steps": steps, "next": run.step()}
+
+
+def go_on(folder: Path, saved: Path, plan: dict[str, int]) -> dict[str, Any]:
+    """What of the state is not what was saved, and the next step."""
+    run = Run(folder, plan)
+    load_state(
+        checkpoint_folder(saved, NUM_STEPS), run.state(), rank=dist.get_rank(), num_ranks=dist.get_world_size(), layout=plan
+    )
+    before, after = load_file(saved / "state.safetensors"), run.wholes()
+    wrong = sorted(before.keys() ^ after.keys()) + [name for name in before if not torch.equal(before[name], after[name])]
+    return {"wrong": wrong, "next": run.step()}
+
+
+@torch.no_grad()
+def _hidden_differ(run: Run, folder: Path) -> int:
+    """Hidden numbers of this rank's rows that are not, to the bit, those of a whole decoder that sees no other rows."""
+    with torch.device("meta"):
+        plain = Decoder(read_spec(folder)[1])
+    load_full(plain, folder)
+    found: list[torch.Tensor] = []
+    hook = run.module.decoder.norm.register_forward_hook(lambda _m, _a, output: found.append(output.clone()))
+    run.module(*run.batch)
+    hook.remove()
+    return int((found[0] != plain(*run.batch)).sum())
+
+
+def _gradients(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        yield name, parameter.grad
