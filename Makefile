@@ -1,4 +1,4 @@
-# make quickstart | test | check | ui | package | faults | bench | test-numerics | verify-model | masks | parity | families | clean
+# make quickstart | test | check | ui | package | faults | bench | test-numerics | verify-model | masks | parity | families | plan | clean
 SHELL := /bin/bash
 PYTHON ?= python3.11
 LOCK ?= requirements/cpu.txt
@@ -12,12 +12,13 @@ N ?= 10
 KIND ?= task
 FAMILY ?= all
 MODEL ?=
+JOB ?= configs/sft/smollm2_quickstart.yaml
 PORT ?= 5000
 WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup assets quickstart test check ui package faults bench test-numerics verify-model tokenizers masks parity families clean
+.PHONY: help setup assets quickstart test check ui package faults bench test-numerics verify-model tokenizers masks parity families plan clean
 export PYTHONUNBUFFERED := 1
 # Every worker process imports torch and vLLM: without bytecode files each would compile them again, for 10 s and more.
 unexport PYTHONDONTWRITEBYTECODE
@@ -71,6 +72,9 @@ bench: setup assets ## all benchmarks, against their peers
 
 masks: setup assets tokenizers ## ids and loss masks of 1,000 conversations in every chat format, against independent oracles
 	$(BIN)/python -W ignore -m tests.masks $(ARGS)
+
+plan: setup ## what a run will do and take, without a weight (JOB=configs/sft/x.yaml ARGS='--nodes 4 --gpus-per-node 8')
+	@$(BIN)/python -W ignore -m tasks.plan --config $(JOB) $(ARGS)
 
 families: setup assets tokenizers ## every family from a small random model through training and export to transformers, peft and vLLM
 	$(BIN)/python -W ignore -m tests.families $(ARGS)

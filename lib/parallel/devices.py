@@ -27,6 +27,8 @@ class Device:
         return self.name != "cpu"
 
 
+HOST_BYTES = 4e9
+"""A second, at which ranks of a CPU hand each other their pieces through memory."""
 _NVLINK_3, _NVLINK_4, _NVLINK_5, _PCIE_4 = 300e9, 450e9, 900e9, 32e9
 _NETWORK_200, _NETWORK_400 = 25e9, 50e9
 DEVICES = {
@@ -47,3 +49,8 @@ def known_device(name: str) -> Device | None:
     """The device whose word is in a name; the longest where several are ("GH200" holds "H200")."""
     found = [device for word, device in DEVICES.items() if word in name]
     return max(found, key=lambda device: len(device.name), default=None)
+
+
+def cpu_device(flops: float) -> Device:
+    """A rank of a CPU that makes so many products a second, as it was measured; nothing is done while it transfers."""
+    return Device("cpu", flops, 0, HOST_BYTES, HOST_BYTES, latency_seconds=1e-4, overlaps=False)

@@ -1,0 +1,218 @@
+"""How much memory a rank needs for a training step, from shapes alone: nothing is allocated, no weight is read.
+
+Parameters are counted one by one from a decoder on the meta device; activations from what autograd keeps in each layer
+(tests/lib/parallel/test_memory_model.py holds that to what it does keep). What it can't know is left out: the interpreter and
+the libraries; and the holes of a heap, for which there is HEAP_FACTOR. `python -m benchmarks estimate` measures all of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import torch
+
+from lib.config.model import LoraConfig, ModelConfig
+from lib.models.decoder import Decoder
+from lib.models.lora import is_factor, put_adapters
+from lib.models.spec import DecoderSpec
+from lib.parallel.shared_memory import SLOT_BYTES
+
+MASTER_BYTES = MOMENT_BYTES = 4
+HEAP_FACTOR = 1.4
+"""What a CPU rank's heap takes for each byte that lives in it: freed blocks stay with the process, because giving them back
+and getting them again costs time (lib/train/environment.py), and new ones don't fit into all of them. Measured."""
+ROOT = -1
+"""What belongs to no layer: embedding, final norm and head."""
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """What a rank computes in a step."""
+
+    rows: int
+    """Of a micro-batch."""
+    sequence_length: int
+    micro_batches: int = 1
+    """That a rank adds up before it updates."""
+    target_share: float = 1.0
+    """Of the tokens that are projected to the vocabulary."""
+    document_tokens: int | None = None
+    """Length of a document; None: a row is one document."""
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch."""
+        return self.rows * self.sequence_length
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one rank at the moment of the step when it holds the most."""
+
+    parameters: float
+    """Its pieces of all weights: float32 where they are trained."""
+    optimizer: float
+    """Two moments of each number that is trained."""
+    gradients: float
+    """Its pieces, float32; whole where several micro-batches are added up before they are summed over the ranks."""
+    gathered: float
+    """Whole weights in the compute dtype."""
+    activations: float
+    logits: float
+    """A chunk of them, the gradient of the head's weight, and that of the hidden states."""
+    working: float
+    """Gradients within a layer, or of what is being reduced."""
+    buffers: float
+    """Of collectives."""
+
+    @property
+    def total(self) -> float:
+        return float(sum(getattr(self, field.name) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Numbers of a layer, or of the root, that a rank computes with: whole but for tensor and expert cuts."""
+
+    trained: float
+    frozen: float
+
+    @property
+    def total(self) -> float:
+        return self.trained + self.frozen
+
+
+def estimate_memory(
+    spec: DecoderSpec,
+    config: ModelConfig,
+    sizes: Mapping[str, int],
+    batch: BatchShape,
+    *,
+    on_gpu: bool,
+    frozen_bytes: int = 2,
+) -> MemoryEstimate:
+    """What a rank needs.
+
+    Args:
+        sizes: axis -> ranks, as `ParallelConfig.sizes` gives them.
+        frozen_bytes: of a frozen number, which stays as it is stored.
+    """
+    units = decoder_units(spec, config.lora, sizes.get("tensor", 1), sizes.get("expert", 1))
+    compute = 2 if config.compute_dtype == "bfloat16" else 4
+    shards = sizes["shard"]
+    trained, frozen = (sum(getattr(unit, name) for unit in units.values()) for name in ("trained", "frozen"))
+    layers = [unit for number, unit in units.items() if number != ROOT]
+    largest = max(layers, key=lambda unit: unit.total)
+    held = {
+        "parameters": (MASTER_BYTES * trained + frozen_bytes * frozen) / shards,
+        "optimizer": 2 * MOMENT_BYTES * trained / shards,
+    }
+    accumulated = MASTER_BYTES * trained if batch.micro_batches > 1 else 0.0
+    buffers = _buffers(largest, units[ROOT], shards, compute, on_gpu=on_gpu)
+    head = _head_bytes(spec, config, batch, compute, sizes.get("tensor", 1), on_gpu=on_gpu)
+    kept = activation_bytes(spec, compute, on_gpu=on_gpu)
+    activations = batch.tokens * _kept_at_once(spec, kept, compute, recomputed=config.activation_checkpointing)
+    at_loss = MemoryEstimate(
+        **held,
+        gradients=accumulated,
+        gathered=compute * (units[ROOT].total + (2 * largest.total if on_gpu else sum(unit.total for unit in layers))),
+        activations=activations,
+        logits=head,
+        working=batch.tokens * _backward_bytes(spec, compute) + (compute + MASTER_BYTES) * largest.trained,
+        buffers=buffers,
+    )
+    # The root's gradients are reduced last, when all others lie there as pieces and the activations are gone.
+    tied_twice = spec.tied and spec.lm_head and config.lora is None
+    doubled = spec.num_rows * spec.hidden_size / sizes.get("tensor", 1) if tied_twice else 0.0
+    at_end = MemoryEstimate(
+        **held,
+        gradients=MASTER_BYTES * trained / shards + (accumulated and MASTER_BYTES * units[ROOT].trained),
+        gathered=compute * units[ROOT].total,
+        activations=0.0,
+        logits=0.0,
+        working=compute * (units[ROOT].trained + doubled) + MASTER_BYTES * units[ROOT].trained,
+        buffers=buffers,
+    )
+    return max(at_loss, at_end, key=lambda estimate: estimate.total)
+
+
+@lru_cache(maxsize=64)
+def decoder_units(spec: DecoderSpec, lora: LoraConfig | None, tensor: int = 1, expert: int = 1) -> dict[int, Unit]:
+    """Number of a layer, or ROOT -> its numbers on a rank. Vectors and routers are whole on every rank of the tensor axis."""
+    with torch.device("meta"):
+        decoder = Decoder(spec)
+    if lora is not None:
+        put_adapters(decoder, lora)
+    sums: dict[int, dict[bool, float]] = {}
+    for name, parameter in decoder.named_parameters():
+        number = int(name.split(".")[1]) if name.startswith("layers.") else ROOT
+        cut = tensor if parameter.ndim > 1 and ".router." not in name and not is_factor(name) else 1
+        if ".experts." in name:
+            cut = expert * tensor
+        of_unit = sums.setdefault(number, {True: 0.0, False: 0.0})
+        of_unit[parameter.requires_grad] += parameter.numel() / cut
+    return {number: Unit(of_unit[True], of_unit[False]) for number, of_unit in sums.items()}
+
+
+def activation_bytes(spec: DecoderSpec, compute: int, *, on_gpu: bool) -> list[float]:
+    """[layers] bytes for each token that autograd keeps from a layer's forward pass for its backward pass."""
+    attention = _attention_bytes(spec, compute, on_gpu)
+    return [attention + _mlp_bytes(spec, layer, compute, on_gpu) for layer in range(spec.num_layers)]
+
+
+def _norm_bytes(spec: DecoderSpec, size: int, compute: int, on_gpu: bool) -> float:
+    """The fused kernel keeps its input; on CPU and with an offset the input and its normalised value are kept, in float32."""
+    return size * compute if on_gpu and not spec.norm_offset else 8 * size
+
+
+def _attention_bytes(spec: DecoderSpec, compute: int, on_gpu: bool) -> float:
+    query, kv, width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim, spec.hidden_size
+    norms = 2 if spec.norm_order == "both" else 1
+    kept = norms * _norm_bytes(spec, width, compute, on_gpu) + width * compute  # what q, k and v have as their input
+    if spec.qk_norm != "none":
+        kept += _norm_bytes(spec, query + kv, compute, on_gpu)
+    # The kernel keeps q, k, v and its output, in float32 on CPU; its output again, in the compute dtype, is the input of o.
+    return kept + (2 * query + 2 * kv) * (compute if on_gpu else 4) + 4 * spec.num_heads + query * compute
+
+
+def _mlp_bytes(spec: DecoderSpec, layer: int, compute: int, on_gpu: bool) -> float:
+    width = spec.hidden_size
+    kept = (2 if spec.norm_order == "both" else 1) * _norm_bytes(spec, width, compute, on_gpu) + width * compute
+    gated = 4 if spec.gate.kind != "clamped" else 7
+    if spec.moe is None or not spec.has_experts(layer):
+        return kept + gated * spec.intermediate_size * compute
+    # For each expert of a token: its input, the gated MLP, its output; and of the router, logits and probabilities.
+    of_pair = (2 * width + gated * spec.moe.intermediate_size) * compute + 40
+    return kept + width * compute + spec.moe.top_k * of_pair + 8 * spec.moe.num_experts
+
+
+def _kept_at_once(spec: DecoderSpec, kept: list[float], compute: int, *, recomputed: bool) -> float:
+    return len(kept) * spec.hidden_size * compute + max(kept) if recomputed else sum(kept)
+
+
+def _backward_bytes(spec: DecoderSpec, compute: int) -> float:
+    """For each token: the gradients that exist together in the widest place of a layer."""
+    dense = 3 * spec.intermediate_size
+    experts = spec.moe.top_k * (2 * spec.hidden_size + 3 * spec.moe.intermediate_size) if spec.moe else 0
+    all_dense = spec.moe is None or len(spec.moe.layers) < spec.num_layers
+    return compute * max(dense if all_dense else 0, experts)
+
+
+def _head_bytes(spec: DecoderSpec, config: ModelConfig, batch: BatchShape, compute: int, tensor: int, *, on_gpu: bool) -> float:
+    if not spec.lm_head:
+        return 0.0
+    targets = batch.tokens * batch.target_share
+    chunk, rows = min(config.loss_chunk_tokens, targets), spec.num_rows / tensor
+    statistics = 8 if on_gpu else 0  # on CPU they are made for a few tokens at a time
+    is_trained = config.lora is None or {"embed", "head"} & set(config.lora.train_fully)
+    gradient = rows * spec.hidden_size * 4 if is_trained else 0.0
+    return chunk * rows * (compute + statistics) + gradient + 2 * targets * spec.hidden_size * compute
+
+
+def _buffers(largest: Unit, root: Unit, shards: int, compute: int, *, on_gpu: bool) -> float:
+    """A unit as it is gathered, before it is taken apart; on CPU the memory that the ranks of a host share, too."""
+    if shards == 1:
+        return 0.0
+    most = max(largest.total, root.total)
+    shared = 0.0 if on_gpu else 2 * shards * min(float(SLOT_BYTES), MASTER_BYTES * most)
+    return compute * most + shared

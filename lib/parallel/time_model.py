@@ -1,0 +1,145 @@
+"""How long a training step takes, from shapes and a device's data sheet: products by their number, transfers by their bytes.
+
+A step is its products at a share of the device's peak (`efficiency`, the one number that is not computed but measured), and
+the transfers that don't hide behind them. A collective of n ranks moves (n - 1) / n of its bytes through each of them, twice
+for a sum that all get, at the rate of the slowest link on the way; and costs a latency for each doubling of n.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lib.config.model import ModelConfig
+from lib.models.flops import FlopCounter
+from lib.models.spec import DecoderSpec
+from lib.parallel.devices import Device
+from lib.parallel.memory_model import ROOT, BatchShape, decoder_units
+
+LINK_SHARE = 0.8
+"""Of a link's data sheet that large collectives reach."""
+REDUCED_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Machines:
+    """How many of which device, and how they are joined."""
+
+    device: Device
+    per_node: int
+    """Ranks on a node."""
+
+
+@dataclass(frozen=True)
+class Transfers:
+    """Seconds of a step's collectives, each kind alone."""
+
+    shards: float
+    """Gathering weights, summing gradients."""
+    tensor: float
+    """Sums within each layer: nothing can be computed meanwhile."""
+    experts: float
+    """Tokens to their experts and back, likewise."""
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """Of one optimizer step."""
+
+    flops: int
+    """Over all ranks."""
+    compute_seconds: float
+    transfers: Transfers
+    exposed_seconds: float
+    """Of the transfers: those that nothing hides."""
+    tokens: int
+    """Over all ranks."""
+
+    @property
+    def seconds(self) -> float:
+        return self.compute_seconds + self.exposed_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    def mfu(self, num_ranks: int, device: Device) -> float:
+        return self.flops / self.seconds / (num_ranks * device.flops)
+
+
+def estimate_step(
+    spec: DecoderSpec,
+    config: ModelConfig,
+    sizes: Mapping[str, int],
+    batch: BatchShape,
+    *,
+    machines: Machines,
+    efficiency: float,
+) -> StepEstimate:
+    """The step of all ranks together; see the module's text.
+
+    Args:
+        sizes: axis -> ranks, the outermost first, as `ParallelConfig.sizes` gives them.
+        efficiency: share of the device's peak that products reach while nothing is transferred.
+    """
+    num_ranks = math.prod(sizes.values())
+    same_rows = sizes.get("tensor", 1) * sizes.get("context", 1)
+    counter, data_ranks = FlopCounter(spec, config.lora), num_ranks // same_rows
+    tokens = batch.tokens * batch.micro_batches * data_ranks
+    length = min(batch.document_tokens or batch.sequence_length, batch.sequence_length)
+    flops = counter.step(
+        num_tokens=tokens,
+        num_attention_products=counter.attention_products([length]) * (tokens // length),
+        num_targets=round(tokens * batch.target_share),
+    )
+    # Recomputing a layer is a forward pass more, a third of its work with all weights trained; the count leaves it out.
+    worked = flops * (4 / 3 if config.activation_checkpointing else 1.0)
+    compute = worked / (num_ranks * machines.device.flops * efficiency)
+    transfers = transfer_seconds(spec, config, sizes, batch, machines)
+    # Before the first layer is gathered, and after the last one's gradient is there, nothing is left to compute meanwhile.
+    hidden = min(compute, transfers.shards * spec.num_layers / (spec.num_layers + 1)) if machines.device.overlaps else 0.0
+    exposed = transfers.shards - hidden + transfers.tensor + transfers.experts
+    return StepEstimate(flops, compute, transfers, exposed, tokens)
+
+
+def transfer_seconds(
+    spec: DecoderSpec, config: ModelConfig, sizes: Mapping[str, int], batch: BatchShape, machines: Machines
+) -> Transfers:
+    """Of a step, if nothing else were done."""
+    reach = {axis: _reach(sizes, axis) for axis in sizes}
+    compute = 2 if config.compute_dtype == "bfloat16" else 4
+    units = decoder_units(spec, config.lora, sizes.get("tensor", 1), sizes.get("expert", 1))
+
+    def seconds(axis: str, num_bytes: float, times: float) -> float:
+        n = sizes.get(axis, 1)
+        return times * _one_way(num_bytes, n, reach[axis], machines) if n > 1 else 0.0
+
+    shards = 0.0
+    for number, unit in units.items():
+        gathers = batch.micro_batches * (2 if machines.device.is_gpu and number != ROOT else 1)
+        shards += seconds("shard", compute * unit.total, gathers) + seconds("shard", REDUCED_BYTES * unit.trained, 1)
+        shards += seconds("replicate", REDUCED_BYTES * unit.trained / sizes["shard"], 2)
+    hidden = compute * batch.tokens * spec.hidden_size
+    passes = batch.micro_batches * (3 if config.activation_checkpointing else 2)
+    in_layers = seconds("tensor", hidden, 2 * 2 * passes * spec.num_layers)
+    to_experts = 0.0
+    if spec.moe is not None:
+        to_experts = seconds("expert", hidden * spec.moe.top_k, 2 * passes * len(spec.moe.layers))
+    return Transfers(shards, in_layers, to_experts)
+
+
+def _reach(sizes: Mapping[str, int], axis: str) -> int:
+    """Ranks from one of the axis to the next: those of the axes inside it."""
+    names = list(sizes)
+    return math.prod(sizes[name] for name in names[names.index(axis) + 1 :])
+
+
+def _one_way(num_bytes: float, n: int, reach: int, machines: Machines) -> float:
+    """A gather, a scattered sum or an exchange of so many bytes in all among n ranks that stand `reach` apart.
+
+    On a node the links of the devices carry it. Across nodes, the ranks of a node share what comes in: each fetches its part
+    through its own share of the network, and they pass it on among themselves.
+    """
+    device = machines.device
+    on_node = max(1, min(n, machines.per_node // reach))
+    rate = device.link_bytes if on_node == n else min(device.link_bytes, on_node * device.network_bytes)
+    return num_bytes * (n - 1) / n / (rate * LINK_SHARE) + device.latency_seconds * math.ceil(math.log2(n))
