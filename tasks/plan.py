@@ -45,8 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     except PostflyteError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
-    sys.stdout.write(describe(found, job, tasks))
-    sys.stdout.write(json.dumps(found.to_json() | {"tasks": tasks, "job": job.model_dump(mode="json")}) + "\n")
+    values = found.to_json() | {"tasks": tasks, "job": job.model_dump(mode="json")}
+    sys.stdout.write(f"{describe(found, job, tasks)}{json.dumps(values)}\n")
     return int(not found.fits)
 
 
@@ -74,8 +74,7 @@ def read_job(flags: argparse.Namespace) -> tuple[Any, dict[str, Any], SftJob]:
         workflow = getattr(importlib.import_module(f"workflows.{name}"), name)
     except ModuleNotFoundError as error:
         raise ConfigError(f"{flags.config}: there is no workflows/{name}.py; its folder names the workflow") from error
-    given = {"nodes": flags.nodes, "gpus_per_node": flags.gpus_per_node, "model": flags.model}
-    values |= {key: value for key, value in given.items() if value is not None}
+    values |= {key: value for key in ("nodes", "gpus_per_node", "model") if (value := getattr(flags, key)) is not None}
     known = workflow.python_interface.inputs_with_defaults
     if unknown := sorted(set(values) - set(known)):
         raise ConfigError(f"{flags.config}: {name} has no input {unknown[0]!r}; it has {', '.join(known)}")
