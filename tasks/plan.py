@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         workflow, inputs, job = read_job(flags)
         spec = _spec(flags, inputs)
-        check_plan(job.config.parallel)
+        check_plan(job.config.parallel, job.shape.num_ranks, spec)
         found = _forecast(job, spec, flags)
         tasks = [] if flags.no_tasks else _tasks(workflow, inputs)
     except PostflyteError as error:
