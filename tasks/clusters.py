@@ -27,6 +27,8 @@ SHARED_HOME = "/postflyte"
 """Where the volume claim `postflyte-home` (ReadWriteMany) is mounted on every node of a Ray cluster: the ranks read the
 model, the data and the checkpoints of the run from it."""
 TTL_SECONDS = 300
+GRACE_SECONDS = 60
+"""From SIGTERM to SIGKILL where a pod has to go: config.train.grace_seconds, and some more to end."""
 
 
 @dataclass
@@ -85,6 +87,7 @@ def _pod(container: str, cpus: int, memory_gib: int, gpus: int) -> PodTemplate:
     return PodTemplate(
         primary_container_name=container,
         pod_spec=V1PodSpec(
+            termination_grace_period_seconds=GRACE_SECONDS,
             containers=[
                 V1Container(
                     name=container,

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
+from lib.cluster.stop import Stop
 from lib.config.parallel import ClusterShape
 
 Event = dict[str, Any]
@@ -105,6 +106,8 @@ class Worker:
         self.info = info
         self._events: list[Event] = []
         self._events_lock = threading.Lock()
+        self.stop = Stop()
+        """Asked for by the driver or by SIGTERM; long work that heeds it saves what it has and raises PreemptedError."""
 
     def emit(self, event: Event) -> None:
         """Send a plain dict to the driver's `on_events`, in order, while the method goes on."""
@@ -125,12 +128,21 @@ class WorkerGroup(Protocol):
     @property
     def num_ranks(self) -> int: ...
 
-    def call(self, method: str, *args: Any, deadline_seconds: float, on_events: OnEvents | None = None) -> Any:
+    def call(
+        self,
+        method: str,
+        *args: Any,
+        deadline_seconds: float,
+        on_events: OnEvents | None = None,
+        stop: Stop | None = None,
+    ) -> Any:
         """Call a declared method on every rank and merge the results.
 
         deadline_seconds: longest wait without an event or a result of any rank; each event starts it anew.
+        stop: once requested, all ranks are asked to stop.
 
         Raises:
+            PreemptedError: the ranks were asked to stop and didn't end in the time that was left.
             WorkerDiedError: a rank died, stopped answering or missed the deadline; names rank and cause.
             PostflyteError: raised by a rank with the same class; the message names the rank.
             RuntimeError: any other exception of a rank, with its traceback.

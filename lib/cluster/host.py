@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from lib.cluster.group import RankInfo, Worker, check_plain
+from lib.cluster.stop import Stop
 from lib.core import errors
 from lib.core.errors import PostflyteError
 
@@ -34,6 +35,7 @@ class Host:
         self._worker_path = worker_path
         self._info = RankInfo(**info)
         self._worker: Worker | None = None
+        self.stop = Stop()
         self._store: TCPStore | None = None
 
     def request(self, kind: str, args: list[Any]) -> dict[str, Any]:
@@ -54,8 +56,10 @@ class Host:
             kind_of_failure = PEERS_LOST if _lost_its_peers(error) else BUG
             return {"error": kind_of_failure, "message": traceback.format_exc()}
 
-    def pulse(self) -> dict[str, Any]:
-        """Sign of life: who this process is, and the events since the last pulse."""
+    def pulse(self, stop: bool) -> dict[str, Any]:
+        """Sign of life: who this process is, and the events since the last pulse; passes on that the driver wants a stop."""
+        if stop:
+            self.stop.request()
         worker = self._worker
         return {
             "pid": os.getpid(),
@@ -74,6 +78,7 @@ class Host:
         module, _, name = self._worker_path.partition(":")
         worker_class = getattr(importlib.import_module(module), name)
         self._worker = worker_class(self._info)
+        self._worker.stop = self.stop
 
     def _open_store(self, address: str, timeout_seconds: float) -> int:
         """Rank 0 keeps the rendezvous store on a port that the system picks and this process holds from then on."""

@@ -16,6 +16,7 @@ import psutil
 from lib.cluster.group import Deadlines, OnEvents, Worker, rank_infos
 from lib.cluster.host import Host, worker_path
 from lib.cluster.processes import end_trees, exit_cause, oom_kills
+from lib.cluster.stop import Stop
 from lib.cluster.watch import Message, Transport, Watch
 from lib.config.parallel import ClusterShape
 
@@ -56,8 +57,15 @@ class LocalGroup:
     def num_ranks(self) -> int:
         return self._watch.num_ranks
 
-    def call(self, method: str, *args: Any, deadline_seconds: float, on_events: OnEvents | None = None) -> Any:
-        return self._watch.call(method, args, deadline_seconds, on_events)
+    def call(
+        self,
+        method: str,
+        *args: Any,
+        deadline_seconds: float,
+        on_events: OnEvents | None = None,
+        stop: Stop | None = None,
+    ) -> Any:
+        return self._watch.call(method, args, deadline_seconds, on_events, stop or Stop())
 
     def close(self) -> None:
         self._watch.close()
@@ -93,8 +101,8 @@ class _Processes:
     def request(self, rank: int, kind: str, args: list[Any]) -> None:
         self._send(rank, (kind, args))
 
-    def pulse(self, rank: int) -> None:
-        self._send(rank, ("pulse", []))
+    def pulse(self, rank: int, *, stop: bool) -> None:
+        self._send(rank, ("pulse", [stop]))
 
     def poll(self, timeout_seconds: float) -> list[Message]:
         alive = [rank for rank in range(len(self._pipes)) if rank not in self._reported]
@@ -141,8 +149,8 @@ class _Threads:
     def request(self, rank: int, kind: str, args: list[Any]) -> None:
         self._requests.put((kind, args))
 
-    def pulse(self, rank: int) -> None:
-        self._messages.put(Message(0, "pulse", self._host.pulse()))
+    def pulse(self, rank: int, *, stop: bool) -> None:
+        self._messages.put(Message(0, "pulse", self._host.pulse(stop)))
 
     def poll(self, timeout_seconds: float) -> list[Message]:
         try:
@@ -181,6 +189,7 @@ class _environment:
 def _serve(pipe: Connection, path: str, info: dict[str, Any]) -> None:
     """Main function of a rank's process: requests in this thread, pulses in another."""
     host = Host(path, info)
+    host.stop.listen()
     requests: queue.SimpleQueue[tuple[str, list[Any]]] = queue.SimpleQueue()
     sending = threading.Lock()
 
@@ -193,7 +202,7 @@ def _serve(pipe: Connection, path: str, info: dict[str, Any]) -> None:
             while True:
                 kind, args = pipe.recv()
                 if kind == "pulse":
-                    send("pulse", host.pulse())
+                    send("pulse", host.pulse(*args))
                 else:
                     requests.put((kind, args))
         except (EOFError, OSError):

@@ -21,6 +21,7 @@ from lib.cluster.group import FORWARDED_ENV, Deadlines, OnEvents, RankInfo, Work
 from lib.cluster.host import Host, worker_path
 from lib.cluster.local import LOOPBACK
 from lib.cluster.processes import end_trees, exit_cause, oom_kills
+from lib.cluster.stop import Stop
 from lib.cluster.watch import Message, Watch
 from lib.config.parallel import ClusterShape
 from lib.core.errors import InfraError, WorkerDiedError
@@ -69,8 +70,15 @@ class RayGroup:
     def num_ranks(self) -> int:
         return self._watch.num_ranks
 
-    def call(self, method: str, *args: Any, deadline_seconds: float, on_events: OnEvents | None = None) -> Any:
-        return self._watch.call(method, args, deadline_seconds, on_events)
+    def call(
+        self,
+        method: str,
+        *args: Any,
+        deadline_seconds: float,
+        on_events: OnEvents | None = None,
+        stop: Stop | None = None,
+    ) -> Any:
+        return self._watch.call(method, args, deadline_seconds, on_events, stop or Stop())
 
     def close(self) -> None:
         self._watch.close()
@@ -117,13 +125,14 @@ class _RankActor:
 
     def __init__(self, path: str, info: dict[str, Any]) -> None:
         self._host = Host(path, info)
+        self._host.stop.listen()  # Ray runs this, and nothing after it, in the main thread
 
     def request(self, kind: str, args: list[Any]) -> dict[str, Any]:
         return self._host.request(kind, args)
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
-    def pulse(self) -> dict[str, Any]:
-        return {**self._host.pulse(), "node_id": ray.get_runtime_context().get_node_id()}
+    def pulse(self, stop: bool) -> dict[str, Any]:
+        return {**self._host.pulse(stop), "node_id": ray.get_runtime_context().get_node_id()}
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def address(self) -> str:
@@ -163,8 +172,8 @@ class _Actors:
     def request(self, rank: int, kind: str, args: list[Any]) -> None:
         self._awaited[self._actors[rank].request.remote(kind, args)] = (rank, "outcome")
 
-    def pulse(self, rank: int) -> None:
-        self._awaited[self._actors[rank].pulse.remote()] = (rank, "pulse")
+    def pulse(self, rank: int, *, stop: bool) -> None:
+        self._awaited[self._actors[rank].pulse.remote(stop)] = (rank, "pulse")
 
     def poll(self, timeout_seconds: float) -> list[Message]:
         if not self._awaited:

@@ -13,8 +13,9 @@ import psutil
 
 from lib.cluster.group import Deadlines, Event, OnEvents, Worker, declaration_of, merge_results, split_args
 from lib.cluster.host import BUG, PEERS_LOST
+from lib.cluster.stop import Stop
 from lib.core import errors
-from lib.core.errors import PostflyteError, UserError, WorkerDiedError
+from lib.core.errors import PostflyteError, PreemptedError, UserError, WorkerDiedError
 
 PULSE_EVERY_SECONDS = 0.5
 POLL_SECONDS = 0.25
@@ -39,7 +40,7 @@ class Transport(Protocol):
 
     def request(self, rank: int, kind: str, args: list[Any]) -> None: ...
 
-    def pulse(self, rank: int) -> None: ...
+    def pulse(self, rank: int, *, stop: bool) -> None: ...
 
     def poll(self, timeout_seconds: float) -> list[Message]:
         """Wait until something is heard. Of one rank, messages come in the order in which they were sent."""
@@ -71,6 +72,7 @@ class _Wait:
     deadline_seconds: float
     on_events: OnEvents | None = None
     rank0_events_only: bool = True
+    stop: Stop = field(default_factory=Stop)
     values: dict[int, Any] = field(default_factory=dict)
     answered_at: dict[int, float] = field(default_factory=dict)
     failures: list[_Failure] = field(default_factory=list)
@@ -122,11 +124,12 @@ class Watch:
             join = [address, port, start_seconds, self._deadlines.collective_seconds]
             self._guarded(_Wait("join", dict.fromkeys(range(self.num_ranks), join), start_seconds))
 
-    def call(self, method: str, args: Sequence[Any], deadline_seconds: float, on_events: OnEvents | None) -> Any:
+    def call(self, method: str, args: Sequence[Any], deadline_seconds: float, on_events: OnEvents | None, stop: Stop) -> Any:
         declared = declaration_of(self._worker_class, method)
         per_rank = split_args(declared, args, self.num_ranks)
         requests = {rank: [method, rank_args] for rank, rank_args in enumerate(per_rank)}
-        wait = _Wait("call", requests, deadline_seconds, on_events, rank0_events_only=declared.events == "rank0")
+        rank0_only = declared.events == "rank0"
+        wait = _Wait("call", requests, deadline_seconds, on_events, rank0_events_only=rank0_only, stop=stop)
         results = self._guarded(wait)
         return merge_results(declared, [results[rank] for rank in range(self.num_ranks)])
 
@@ -143,11 +146,13 @@ class Watch:
             for rank, args in wait.requests.items():
                 self._transport.request(rank, wait.kind, args)
             while wait.unfinished:
-                self._send_pulses()
+                self._send_pulses(stop=wait.stop.requested)
                 for message in self._transport.poll(POLL_SECONDS):
                     self._hear(message, wait)
                 wait.failures += self._silent(wait)
                 wait.raise_cause()
+                if wait.stop.overdue:
+                    raise PreemptedError("the ranks were asked to stop and didn't end in the time that was left")
             return wait.values
         except BaseException:
             self.close()
@@ -171,12 +176,12 @@ class Watch:
         else:
             wait.add(self._failure(message), self._deadlines)
 
-    def _send_pulses(self) -> None:
+    def _send_pulses(self, *, stop: bool) -> None:
         now = time.monotonic()
         for rank in range(self.num_ranks):
             if self._pulse_sent[rank] is None and now >= self._next_pulse[rank]:
                 self._pulse_sent[rank], self._next_pulse[rank] = now, now + PULSE_EVERY_SECONDS
-                self._transport.pulse(rank)
+                self._transport.pulse(rank, stop=stop)
 
     def _silent(self, wait: "_Wait") -> list[_Failure]:
         """Ranks that leave a pulse unanswered; or, past the deadline, those that owe a result."""

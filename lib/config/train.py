@@ -42,6 +42,8 @@ class TrainConfig(Frozen):
     """Times the workers are started again from the last checkpoint after one has died."""
     step_deadline_seconds: Number = Field(default=1800.0, gt=0.0)
     """A step that takes longer ends the run as an infrastructure error."""
+    grace_seconds: Number = Field(default=30.0, gt=0.0)
+    """After SIGTERM to the driver, which spot machines send before they go: time to end the step and to save it."""
     profile: ProfileConfig | None = None
     """Write a trace of some steps to the run folder; None: none. Changes no number."""
 

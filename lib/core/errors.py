@@ -50,5 +50,9 @@ class WorkerDiedError(InfraError):
     """A worker of a group died, stopped answering, or missed a deadline. The message names rank and cause."""
 
 
+class PreemptedError(InfraError):
+    """The machine is about to be taken away: SIGTERM came. The message says what was saved before."""
+
+
 class GenerationError(InfraError):
     """The inference engine failed to answer; never scored as a wrong answer."""

@@ -7,6 +7,7 @@ import torch
 
 from lib.cluster.group import Worker
 from lib.config.recipes import TrainJob
+from lib.core.errors import PreemptedError
 from lib.core.manifest import Json
 from lib.core.seeding import derive_seed, seed_process
 from lib.data.document import PackedRow
@@ -60,13 +61,12 @@ def run_steps(worker: Worker, job: TrainJob, place: Json, training: Training, fe
 
     Args:
         place: see `lib.train.run.run_training`.
+    Raises:
+        PreemptedError: on all ranks after the same step, when any of them was asked to stop; that step is saved.
     """
     config, info, device, run_dir = job.config, worker.info, torch.device(worker.info.device), Path(place["run_dir"])
     first_step, is_counted = place["resume_step"] + 1, data_place(worker, job).is_first
-    state = TrainState()
-    state.register("model", ModelAndOptimizer(training.module, training.optimizer))
-    state.register("random", RandomGenerators())
-    state.register("data", Values(lambda: feed.position().to_json(), feed.load_state, merge_states))
+    state = registry(training, feed)
     checkpoints, layout = run_dir / CHECKPOINTS, config.parallel.sizes(info.num_ranks)
     if first_step > 1:
         folder = checkpoint_folder(checkpoints, place["resume_step"])
@@ -79,7 +79,8 @@ def run_steps(worker: Worker, job: TrainJob, place: Json, training: Training, fe
         journal = Journal(worker, run_dir, steps=job.steps, resume_step=place["resume_step"], peak_flops=peak)
 
     steps = StepProfiler(config.train.profile, run_dir, info.rank, device).watch(range(first_step, job.steps + 1))
-    with feed:
+    stops = False
+    with feed, worker.stop.heeded():
         for step in steps:
             with CLOCK.part("data"):
                 micro_batches = feed.next_step()
@@ -88,6 +89,7 @@ def run_steps(worker: Worker, job: TrainJob, place: Json, training: Training, fe
                 training.objective,
                 training.flops,
                 part_written=store.part_written(),
+                stopping=worker.stop.requested,
                 counted=is_counted,
             )
             if store.pending and counts.num_parts_written == info.num_ranks:
@@ -104,15 +106,30 @@ def run_steps(worker: Worker, job: TrainJob, place: Json, training: Training, fe
             times = StepTimes.over_ranks(device)
             if journal:
                 journal.step_done(report, training.flops, counts, times)
-            if is_saved(step, steps=job.steps, every=config.train.checkpoint_every):
+            stops = counts.num_stopping > 0 and step < job.steps
+            if stops or is_saved(step, steps=job.steps, every=config.train.checkpoint_every):
                 with CLOCK.part("save"):
                     _finish_save(store, config.train.step_deadline_seconds, journal)
                     facts = {"identity": place["identity"], "model": place["model"], "layout": layout, "loss": report.loss}
                     store.save_async(step, state, facts)
-    _finish_save(store, config.train.step_deadline_seconds, journal)
-    store.wait_until_published()
-    store.close()
+            if stops:
+                break
+        _finish_save(store, config.train.step_deadline_seconds, journal)
+        store.wait_until_published()
+        store.close()
+        barrier(config.train.step_deadline_seconds)
+    if stops:
+        raise PreemptedError(f"SIGTERM ended the run after step {step} of {job.steps}, which is saved; run again to go on")
     worker.emit({"kind": "phase", "phase": "export", "step": job.steps})
+
+
+def registry(training: Training, feed: Feed) -> TrainState:
+    """All that changes while a rank trains."""
+    state = TrainState()
+    state.register("model", ModelAndOptimizer(training.module, training.optimizer))
+    state.register("random", RandomGenerators())
+    state.register("data", Values(lambda: feed.position().to_json(), feed.load_state, merge_states))
+    return state
 
 
 def _finish_save(store: CheckpointStore, deadline_seconds: float, journal: Journal | None) -> None:

@@ -38,6 +38,7 @@ _NOT_DECISIVE: Any = {
         "train": {
             "checkpoint_every",
             "export_dtype",
+            "grace_seconds",
             "keep_best",
             "keep_checkpoints",
             "keep_every",

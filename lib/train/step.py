@@ -90,6 +90,8 @@ class StepCounts:
     """Over all documents and layers; see lib/models/flops.py."""
     num_parts_written: int
     """Ranks whose part of the pending checkpoint is on the disk."""
+    num_stopping: int
+    """Ranks that were asked to stop."""
     counted: bool
     """This rank's rows are counted here: of several ranks with the same rows, one's are."""
     divisors: Mapping[str, float]
@@ -154,13 +156,14 @@ def count_step(
     flops: FlopCounter,
     *,
     part_written: bool,
+    stopping: bool = False,
     counted: bool = True,
 ) -> StepCounts:
     """The one collective before the backward pass; takes at least one micro-batch. Of several ranks with the same rows one is
     `counted`."""
     parts = [objective.divisors(micro) for micro in micro_batches]
     divisors = {f"divisor/{name}": float(sum(part[name] for part in parts)) * counted for name in parts[0]}
-    written, micro_batches = int(part_written), micro_batches if counted else ()
+    micro_batches = micro_batches if counted else ()
     lengths = [span.length for micro in micro_batches for span in micro.layout.spans]
     local = {
         "num_targets": sum(micro.batch.num_targets for micro in micro_batches),
@@ -168,7 +171,8 @@ def count_step(
         "num_documents": len(lengths),
         "num_slots": sum(micro.batch.token_ids.numel() for micro in micro_batches),
         "num_attention_products": flops.attention_products(lengths),
-        "num_parts_written": written,
+        "num_parts_written": int(part_written),
+        "num_stopping": int(stopping),
     }
     with CLOCK.part("wait"):
         totals = all_reduce_sum({**local, **divisors})

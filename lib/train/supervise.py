@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Protocol
 
 from lib.cluster.group import Deadlines, Event, GroupFactory, Worker
+from lib.cluster.stop import Stop
 from lib.config.parallel import ClusterConfig, ClusterShape
 from lib.config.train import TrainConfig
 from lib.core.artifact import remove_stale_staging
-from lib.core.errors import ConfigError, WorkerDiedError
+from lib.core.errors import ConfigError, PreemptedError, WorkerDiedError
 from lib.core.manifest import Json
 from lib.train.checkpoint import checkpoint_folder, latest_valid, read_facts
 from lib.train.environment import cpu_environment
@@ -72,6 +73,7 @@ def train_with_restarts(
     Returns:
         Rank 0's result, with "restarts".
     Raises:
+        PreemptedError: SIGTERM came, to this process or to a rank; what has been done is saved if there was time for it.
         WorkerDiedError: workers died once too often. Other errors of a rank are passed on and not tried again.
     """
     deadlines = Deadlines(cluster.start_deadline_seconds, cluster.heartbeat_seconds, train.step_deadline_seconds)
@@ -81,15 +83,18 @@ def train_with_restarts(
         for event in events:
             on_event(event)
 
-    restarts = 0
+    restarts, stop = 0, Stop(train.grace_seconds)
     while True:
         step = start_at()
         try:
-            with group_factory(worker_class, shape, env=env, deadlines=deadlines) as group:
+            # The handler comes after the group: Ray sets one of its own when it starts.
+            with group_factory(worker_class, shape, env=env, deadlines=deadlines) as group, stop.on_sigterm():
                 seconds = train.step_deadline_seconds
-                result: Json = group.call("train", *arguments(step), deadline_seconds=seconds, on_events=pass_on)
+                result: Json = group.call("train", *arguments(step), deadline_seconds=seconds, on_events=pass_on, stop=stop)
                 return {**result, "restarts": restarts}
         except WorkerDiedError as error:
+            if stop.requested:
+                raise PreemptedError(f"asked to stop by SIGTERM, and then {error}") from error
             if restarts == train.max_restarts:
                 raise
             restarts += 1

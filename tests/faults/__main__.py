@@ -1,8 +1,8 @@
 """`python -m tests.faults [--kind task] --trials 10`: a drill; one JSON object last, exit code 1 if a run didn't survive.
 
-Kinds: `task` kills the real train task (tests/faults/drill.py); `store`, `io` and `bitflip` harm a run that only saves
-checkpoints (tests/faults/store_drill.py), hundreds of times; `ray` kills and stops ranks, nodes and drivers of a small
-cluster (tests/faults/ray_drill.py). `io` takes every case there is and no number of trials.
+Kinds: `task` kills the real train task and `sigterm` warns it before (tests/faults/drill.py); `store`, `io` and `bitflip`
+harm a run that only saves checkpoints (tests/faults/store_drill.py), hundreds of times; `ray` kills and stops ranks, nodes
+and drivers of a small cluster (tests/faults/ray_drill.py). `io` takes every case there is and no number of trials.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from tests.faults import ray_drill, store_drill
@@ -18,7 +19,7 @@ from tests.faults.drill import run_drill
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--kind", choices=("task", "store", "io", "bitflip", "ray"), default="task")
+    parser.add_argument("--kind", choices=("task", "sigterm", "store", "io", "bitflip", "ray"), default="task")
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32, help="printed with the result; repeats its moments")
     options = parser.parse_args()
@@ -31,6 +32,7 @@ def main() -> int:
     else:
         drills = {
             "task": run_drill,
+            "sigterm": partial(run_drill, victims=("warned",)),
             "store": store_drill.run_kills,
             "bitflip": store_drill.run_bitflips,
             "ray": ray_drill.run_drill,

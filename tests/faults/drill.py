@@ -5,7 +5,8 @@ moment between the first and the last step of the undisturbed run, sends SIGKILL
 - one rank: the driver starts the ranks again, the same command ends well;
 - the node process of its Ray: the driver starts another Ray and the ranks;
 - the driver alone: the command is run again and goes on from the last checkpoint;
-- the driver and every process below it (a machine that loses power): likewise.
+- the driver and every process below it (a machine that loses power): likewise;
+or SIGTERM to the driver, which saves and ends with an error; the command is run again.
 """
 
 import json
@@ -31,7 +32,7 @@ from lib.models.verify import build_logit_report
 from tests.tiny import tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-VICTIMS = ("rank", "driver", "machine", "node")
+VICTIMS = ("rank", "driver", "machine", "node", "warned")
 RANK_NAME, NODE_NAME = "ray::_RankActor", "raylet"
 DEADLINE_SECONDS = 300.0
 JOB: dict[str, Any] = {
@@ -128,7 +129,9 @@ class Run:
         below = psutil.Process(self.process.pid).children(recursive=True)
         ranks = [child for child in below if " ".join(child.cmdline()).startswith(RANK_NAME)]
         nodes = [child for child in below if child.name() == NODE_NAME]
-        targets = {"rank": [rng.choice(ranks)] if ranks else [], "node": nodes, "driver": [], "machine": below}[victim]
+        targets = {"rank": [rng.choice(ranks)] if ranks else [], "node": nodes, "machine": below}.get(victim, [])
+        if victim == "warned":
+            self.process.send_signal(signal.SIGTERM)
         if victim in ("driver", "machine"):
             self.process.send_signal(signal.SIGKILL)
         for target in targets:
@@ -148,8 +151,12 @@ def weights_digest(home: Path) -> str:
     return digest_of({"weights": manifest.meta["weights_digest"], "checkpoint": manifest.digest})
 
 
-def run_drill(root: Path, num_trials: int, *, seed: int) -> dict[str, Any]:
-    """Returns the figures that `python -m tests.faults` prints, with a line a trial on stderr."""
+def run_drill(root: Path, num_trials: int, *, seed: int, victims: tuple[str, ...] = VICTIMS) -> dict[str, Any]:
+    """Returns the figures that `python -m tests.faults` prints, with a line a trial on stderr.
+
+    Args:
+        victims: which, in turn.
+    """
     rng = random.Random(seed)
     inputs = Inputs.make(root)
     undisturbed = Run(inputs, root / "undisturbed", root / "undisturbed.log")
@@ -159,7 +166,7 @@ def run_drill(root: Path, num_trials: int, *, seed: int) -> dict[str, Any]:
     expected = weights_digest(undisturbed.home)
     trials = []
     for number in range(num_trials):
-        trial = Trial(VICTIMS[number % len(VICTIMS)], rng.random())
+        trial = Trial(victims[number % len(victims)], rng.random())
         run_trial(inputs, root / safe_name(f"trial-{number:03d}", what="trial"), trial, expected, rng)
         print(f"trial {number + 1}/{num_trials}: {asdict(trial)}", file=sys.stderr, flush=True)
         trials.append(trial)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from lib.cluster.group import RankInfo, Worker, dispatch
-from lib.core.errors import DataError, GenerationError
+from lib.core.errors import DataError, GenerationError, PreemptedError
 from lib.data.prefetch import Prefetcher
 from lib.data.produce import ProcessProducer
 from lib.data.stream import Share
@@ -99,6 +99,22 @@ class Probe(Worker):
     @dispatch()
     def be_silent(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    @dispatch()
+    def be_silent_after_a_word(self, seconds: float) -> None:
+        self.emit({"alive": True})
+        time.sleep(seconds)
+
+    @dispatch()
+    def work_until_stopped(self, seconds: float) -> None:
+        """Looks at the wish to stop again and again, as training does at each step."""
+        end = time.monotonic() + seconds
+        with self.stop.heeded():
+            while time.monotonic() < end:
+                self.emit({"alive": True})
+                time.sleep(0.05)
+                if self.stop.requested:
+                    raise PreemptedError("saved")
 
     @dispatch()
     def compute(self, seconds: float) -> int:
