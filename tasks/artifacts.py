@@ -38,6 +38,12 @@ class EvalReportFolder(Artifact):
     kind = "eval_report"
 
 
+class HeadsReportFolder(Artifact):
+    """Scores of a model's output heads on a data set."""
+
+    kind = "heads_report"
+
+
 class ReportFolder(Artifact):
     """What a person reads after a run: `report.html` and `summary.json`."""
 
@@ -68,6 +74,7 @@ _CLASSES = (
     LogitReportFolder,
     CheckpointFolder,
     EvalReportFolder,
+    HeadsReportFolder,
     ReportFolder,
     QualityReportFolder,
     TokenizerFolder,
@@ -82,6 +89,7 @@ ModelArtifact = Annotated[ModelFolder, _HASH]
 LogitReport = Annotated[LogitReportFolder, _HASH]
 Checkpoint = Annotated[CheckpointFolder, _HASH]
 EvalReport = Annotated[EvalReportFolder, _HASH]
+HeadsReport = Annotated[HeadsReportFolder, _HASH]
 Report = Annotated[ReportFolder, _HASH]
 QualityReport = Annotated[QualityReportFolder, _HASH]
 TokenizerFiles = Annotated[TokenizerFolder, _HASH]

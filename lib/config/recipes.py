@@ -6,10 +6,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lib.config.base import Frozen, Number
 from lib.config.data import DataConfig
+from lib.config.evaluation import HeadsEvalConfig
 from lib.config.heads import HeadConfig, HeadsConfig
 from lib.config.model import ModelConfig
 from lib.config.optim import OptimConfig
 from lib.config.parallel import ClusterConfig, ClusterShape, ParallelConfig
+from lib.config.rows import RowsConfig
 from lib.config.train import TrackingConfig, TrainConfig
 
 
@@ -44,6 +46,10 @@ class HeadsRecipeConfig(RecipeConfig):
     @property
     def outputs(self) -> HeadsConfig:
         return HeadsConfig(heads=self.heads)
+
+    def read_rows(self, rows: RowsConfig) -> RowsConfig:
+        """How rows are read whose labels must fit the heads; the weights of their losses change nothing about that."""
+        return rows.model_copy(update={"heads": tuple(head.model_copy(update={"weight": 1.0}) for head in self.heads)})
 
     @model_validator(mode="after")
     def _labels_are_of_whole_rows(self) -> "HeadsRecipeConfig":
@@ -119,3 +125,11 @@ class HeadsJob(TrainJob):
     """Of training named outputs."""
 
     config: HeadsRecipeConfig
+
+    @property
+    def scoring(self) -> HeadsEvalConfig:
+        """How the heads are scored, on as many ranks as train them."""
+        config = self.config
+        return HeadsEvalConfig(
+            heads=config.heads, chat=config.data.chat, seed=config.train.seed, max_rows=config.eval_rows, shape=self.shape
+        )

@@ -1,6 +1,7 @@
 """Scoring output heads on held-out rows, with the losses that train them."""
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 from lib.train.environment import cpu_environment
 from lib.train.heads import HeadsLossModule, HeadsObjective, heads_micro_batch
-from lib.train.supervise import Progress
 
 TOKENS_PER_PACK, CHUNK_TOKENS = 2048, 1024
 """Change speed and memory, not the result."""
@@ -73,11 +73,13 @@ class HeadsEvalWorker(Worker):
 
 
 def run_heads_evaluation(
-    model_dir: Path, data_dir: Path, config: HeadsEvalConfig, *, group_factory: GroupFactory, progress: Progress
+    model_dir: Path, data_dir: Path, config: HeadsEvalConfig, *, group_factory: GroupFactory, progress: Callable[[int], None]
 ) -> HeadsReport:
     """Score a model artifact on the first `config.max_rows` rows of a data-set artifact. Heads that the model lacks are as a
     training would begin with them.
 
+    Args:
+        progress: called with the number of rows done.
     Raises:
         DataError: a row's labels don't fit the heads, or it is too long; names the row.
         ModelError: the model has a head that the configuration lacks, or has for other outputs.

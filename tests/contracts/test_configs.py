@@ -14,10 +14,11 @@ from flytekit.core.workflow import PythonFunctionWorkflow
 from flytekit.types.pickle.pickle import FlytePickleTransformer
 
 from lib.config.base import Frozen, read_yaml
-from lib.config.recipes import SftJob
+from lib.config.recipes import HeadsJob, HeadsRecipeConfig, SftConfig, SftJob
 from tests.conftest import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+JOBS = {SftConfig: SftJob, HeadsRecipeConfig: HeadsJob}
 JOB_INPUTS = ("learning_rate", "steps", "sequence_length", "nodes", "gpus_per_node", "config")
 
 
@@ -38,7 +39,8 @@ def test_every_configuration_parses_into_its_workflow(path: Path) -> None:
         if inspect.isclass(python_type) and issubclass(python_type, Frozen):
             python_type.parse(values.get(name, {}), where=f"{path}: {name}")
     if set(JOB_INPUTS) <= set(interface.inputs):
-        SftJob.parse({name: values[name] for name in JOB_INPUTS if name in values}, where=str(path))
+        job_type = JOBS[interface.inputs["config"]]
+        job_type.parse({name: values[name] for name in JOB_INPUTS if name in values}, where=str(path))
 
 
 def _entities() -> list[Any]:

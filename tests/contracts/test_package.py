@@ -16,7 +16,14 @@ from tests.conftest import REPOSITORY
 
 IMAGES = {"cpu": "registry.test/cpu:1", "train": "registry.test/train:2"}
 GPU = "nvidia.com/gpu"
-RAY_TASKS = ("tasks.train.train_on_ray", "tasks.train.train_tokens_on_ray", "tasks.evaluate.evaluate_on_ray")
+RAY_TASKS = (
+    "tasks.train.train_on_ray",
+    "tasks.train.train_tokens_on_ray",
+    "tasks.evaluate.evaluate_on_ray",
+    "tasks.train_heads.train_heads_on_ray",
+    "tasks.train_heads.train_heads_tokens_on_ray",
+    "tasks.score_heads.score_heads_on_ray",
+)
 MAP_TASK = "tasks.ingest.map_ingest_shard_"
 UNCACHED = (
     "tasks.ingest.data_window",

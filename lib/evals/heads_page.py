@@ -1,0 +1,94 @@
+"""From the artifacts of a training of output heads to its report: `report.html` for people, `summary.json` for programs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lib.core.artifact import Staged, read_manifest
+from lib.core.errors import DataError
+from lib.core.manifest import Json
+from lib.evals.charts import line_chart
+from lib.evals.heads import HeadScore, HeadsReport, read_heads_report
+from lib.evals.page_parts import MASK_LEGEND, document, facts_table, section, table, text
+
+
+def write_heads_page(staged: Staged, *, checkpoint: Path, before: Path, after: Path) -> Json:
+    """Write both files; returns what is in summary.json.
+
+    checkpoint, before, after: verified artifact folders; `before` scores the model that training started from.
+
+    Raises:
+        DataError: the scores are not of the same heads and rows.
+    """
+    train = json.loads((checkpoint / "train_report.json").read_text(encoding="utf-8"))
+    manifest, first, last = read_manifest(checkpoint), read_heads_report(before), read_heads_report(after)
+    if _rows_of(first) != _rows_of(last):
+        raise DataError(f"the scores are of other rows or heads ({_rows_of(first)} and {_rows_of(last)}); score the same ones")
+    summary = {
+        "loss_before": first.loss,
+        "loss_after": last.loss,
+        "heads": {score.name: _compared(score, trained) for score, trained in zip(first.heads, last.heads)},
+        "num_eval": last.num_rows,
+        "steps": len(train["curves"]["loss"]),
+        "num_tokens": manifest.counts["num_tokens"],
+        "packing_efficiency": train["packing"]["efficiency"],
+        "checkpoint_digest": manifest.digest,
+        "mlflow_run_id": manifest.info.get("mlflow_run_id"),
+    }
+    (staged.path / "report.html").write_text(_page(summary, train, first, last), encoding="utf-8")
+    (staged.path / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True), encoding="utf-8")
+    return summary
+
+
+def evaluation_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """What belongs beside the training metrics in a tracker."""
+    found = {"eval.loss_before": summary["loss_before"], "eval.loss_after": summary["loss_after"]}
+    for name, score in summary["heads"].items():
+        found |= {f"eval.{name}.{key}": value for key, value in score.items() if value is not None}
+    return found
+
+
+def _rows_of(report: HeadsReport) -> dict[str, float]:
+    return {"rows": report.num_rows, **{score.name: score.num_targets for score in report.heads}}
+
+
+def _compared(before: HeadScore, after: HeadScore) -> dict[str, float | None]:
+    losses = {"loss_before": before.loss, "loss_after": after.loss, "num_targets": after.num_targets}
+    return {**losses, "accuracy_before": before.accuracy, "accuracy_after": after.accuracy}
+
+
+def _page(summary: Json, train: Json, before: HeadsReport, after: HeadsReport) -> str:
+    curves = train["curves"]
+    steps, names = curves["step"], [score.name for score in after.heads]
+    charts = line_chart("Loss", steps, curves["loss"], smooth=True) + "".join(
+        line_chart(f"Loss of {name}", steps, curves[f"loss/{name}"], smooth=True) for name in names
+    )
+    rows = [
+        [
+            first.name,
+            f"{last.num_targets:,.0f}",
+            f"{first.loss:.4f} → {last.loss:.4f}",
+            "–" if last.accuracy is None else f"{first.accuracy:.1%} → {last.accuracy:.1%}",
+        ]
+        for first, last in zip(before.heads, after.heads)
+    ]
+    sections = [
+        section("Training", charts + line_chart("Learning rate", steps, curves["learning_rate"]), wide=True),
+        section("Held-out rows", table(["Head", "Targets", "Loss", "Right"], rows)),
+        section(
+            "What is trained", MASK_LEGEND + "".join(f'<div class="preview">{p}</div>' for p in train["mask_preview_html"])
+        ),
+        section(
+            "Lineage",
+            facts_table({"checkpoint": summary["checkpoint_digest"]})
+            + f"<details><summary>Configuration</summary><pre>{text(json.dumps(train['job'], indent=1))}</pre></details>",
+        ),
+    ]
+    tiles = [
+        ("Held-out loss", f"{summary['loss_before']:.3f} → {summary['loss_after']:.3f}", f"{summary['num_eval']} rows"),
+        ("Heads", str(len(names)), ", ".join(names)),
+        ("Packing", f"{summary['packing_efficiency']:.2%}", "of slots filled"),
+        ("Tokens", f"{summary['num_tokens']:,}", f"{summary['steps']} steps"),
+    ]
+    return document("Output heads", tiles, sections)
