@@ -5,9 +5,9 @@
 Random models of several sizes, lengths, dtypes and cuts, one or two ranks of one thread; each variant is run twice. Memory is
 the most that a rank's process held, less what it held before the model (interpreter and libraries). Once freed memory goes back
 to the system: then a process holds what lives, and that is what `estimate_memory` predicts. And once as ranks do train: the
-heap's holes come on top, for which one factor is measured (`heap_factor`, the median). Time is the median step after the first
-against `estimate_step`, with the processor's own measured peak; its one free number, the share of that peak that products
-reach, is fitted to one variant (`FITTED`) and held for the others.
+heap's holes come on top, for which one factor is measured (`heap_factor`, the median). Time is the median step after the
+first, in seconds of the processor, against `estimate_step` with the processor's own measured peak; its one free number, the
+share of that peak that products reach, is fitted to one variant (`FITTED`) and held for the others.
 """
 
 import argparse
@@ -54,7 +54,6 @@ VARIANTS = {
     "tiny 2048": Variant(TINY, 1, 2048),
     "small 512": Variant(SMALL, 1, 512),
     "small 2048": Variant(SMALL, 1, 2048),
-    "small 4 x 512": Variant(SMALL, 4, 512),
     "wide 1024": Variant(WIDE, 1, 1024),
     "vocabulary 1024": Variant(VOCABULARY, 1, 1024),
     "small 2048 recomputed": Variant(SMALL, 1, 2048, config=FLOAT.model_copy(update={"activation_checkpointing": True})),
@@ -88,7 +87,7 @@ def memory_row(variant: Variant, returned: Sequence[dict[str, Any]], trained: Se
 def time_row(variant: Variant, measured: Sequence[dict[str, Any]], efficiency: float | None) -> dict[str, Any]:
     """efficiency: None: what makes the prediction right, which is found here."""
     trial = variant.trial
-    seconds = statistics.median(statistics.median(rank["seconds"][1:]) for rank in measured)
+    seconds = statistics.median(statistics.median(rank["work_seconds"][1:]) for rank in measured)
     machines = Machines(device_of(measured), per_node=variant.ranks)
     arguments = (trial.spec, variant.config, {"shard": variant.ranks}, trial.batch)
     found = estimate_step(*arguments, machines=machines, efficiency=efficiency or 1.0)

@@ -3,7 +3,8 @@
 `python -m benchmarks predict [--gpus 8 16 ...] [--device H100] [--efficiency .5] [--length 8192] [--rows 512]`
 
 The tables of docs/scaling.md, as Markdown on stderr. Weak: one row a GPU in a step. Strong: the same rows in a step, whatever
-the number of GPUs, one row a micro-batch. Shards lie over all GPUs, or over those of a node with a copy on each node.
+the number of GPUs, one row a micro-batch. Shards lie over all GPUs; or over those of a node, with a copy on each node; or over
+all, with the experts of each layer dealt out over the GPUs of a node.
 """
 
 import argparse
@@ -21,14 +22,20 @@ MODELS = ("qwen3-8b", "qwen3-30b-a3b")
 PER_NODE = 8
 
 
-def predicted(model: str, gpus: int, options: argparse.Namespace, *, strong: bool, copies: bool) -> Forecast:
+CUTS = ("shards over all", "a copy on each node", "experts over each node")
+
+
+def predicted(model: str, gpus: int, options: argparse.Namespace, *, strong: bool, cut: str) -> Forecast:
     nodes = max(1, gpus // PER_NODE)
     rows = max(options.rows, gpus) if strong else gpus
     config = {
         "data": {"num_streams": 4096},
         "model": {"activation_checkpointing": True, "loss_chunk_tokens": 2048},
         "train": {"rows_per_step": rows},
-        "parallel": {"replicate": nodes if copies else 1},
+        "parallel": {
+            "replicate": nodes if cut == "a copy on each node" else 1,
+            "expert": PER_NODE if cut == "experts over each node" else 1,
+        },
     }
     size = {"steps": 1000, "sequence_length": options.length, "nodes": nodes, "gpus_per_node": min(gpus, PER_NODE)}
     job = SftJob.parse({"learning_rate": 1e-5, **size, "config": config}, where="predict")
@@ -52,12 +59,10 @@ def tables(options: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
     """ "model, scaling, cut" -> GPUs -> row."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for model in MODELS:
-        for strong in (False, True):
-            for copies in (False, True):
-                name = f"{model}, {'strong' if strong else 'weak'}, {'a copy on each node' if copies else 'shards over all'}"
-                found[name] = {
-                    str(gpus): row_of(predicted(model, gpus, options, strong=strong, copies=copies)) for gpus in options.gpus
-                }
+        cuts = CUTS if spec_of_shape(model).moe else CUTS[:2]
+        for strong, cut in [(False, cut) for cut in cuts] + [(True, cuts[-1] if len(cuts) > 2 else cuts[0])]:
+            name = f"{model}, {'strong' if strong else 'weak'}, {cut}"
+            found[name] = {str(gpus): row_of(predicted(model, gpus, options, strong=strong, cut=cut)) for gpus in options.gpus}
     return found
 
 

@@ -4,9 +4,10 @@
 
 Strong: the same rows in a step whatever the number of ranks. Weak: the same rows for each rank. Efficiency is the time that
 perfect scaling would take, from one rank's, over the time taken. With --gpus-per-node the ranks are GPUs, in a Ray cluster
-where they need several nodes; without it they are processes of one thread on this machine, and where there are more of
-them than cores they share those: then no efficiency is to be had, and the report says so. The share of the peak that products
-reach is fitted to one rank; the prediction for more takes the peak that each of them measures while all do.
+where they need several nodes; without it they are processes of one thread on this machine. Where there are more of them than
+cores they share those, and the report says so: then no efficiency of time is to be had, only of work, in seconds of the
+processor, which waiting and other processes don't enter. The share of the peak that products reach is fitted to one rank's
+work; the prediction for more takes the peak that each of them measures while all do.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from lib.parallel.memory_model import BatchShape
 from lib.parallel.time_model import Machines, estimate_step
 
 SIZES = {
-    "cpu": {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1408, "num_layers": 6, "num_heads": 8, "head_dim": 64},
+    "cpu": {"vocab_size": 4096, "hidden_size": 384, "intermediate_size": 1024, "num_layers": 4, "num_heads": 6, "head_dim": 64},
     "gpu": {"vocab_size": 32768, "hidden_size": 2048, "intermediate_size": 5632}
     | {"num_layers": 22, "num_heads": 32, "head_dim": 64},
 }
@@ -42,7 +43,7 @@ def trial_of(kind: str, ranks: int, most: int, gpus_per_node: int) -> Trial:
         nodes=ranks // per_node, gpus_per_node=gpus_per_node and per_node, ranks_per_node=per_node, threads_per_rank=1
     )
     config = ModelConfig(compute_dtype="bfloat16" if gpus_per_node else "float32", loss_chunk_tokens=1024)
-    micro_batches = most // ranks if kind == "strong" else 2
+    micro_batches = most // ranks if kind == "strong" else 1
     return Trial(SIZES[where], BatchShape(1, LENGTHS[where], micro_batches), config, shape)
 
 
@@ -55,29 +56,37 @@ def predicted(trial: Trial, measured: Sequence[dict[str, Any]], efficiency: floa
 def scale(kind: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Ranks -> what was measured and predicted."""
     rows: dict[str, dict[str, Any]] = {}
-    efficiency, alone, most = 0.0, 0.0, 2 * max(options.ranks)
+    efficiency, alone, alone_work, most = 0.0, 0.0, 0.0, max(options.ranks)
     for ranks in options.ranks:
         trial = trial_of(kind, ranks, most, options.gpus_per_node)
         factory: GroupFactory = LocalGroup if trial.shape.nodes == 1 else RayGroup
         measured = run_trial(trial, num_steps=options.steps, group_factory=factory)
-        seconds = statistics.median(second for rank in measured for second in rank["seconds"][1:])
+        seconds, work = (
+            statistics.median(second for rank in measured for second in rank[what][1:]) for what in ("seconds", "work_seconds")
+        )
         if not rows:
-            alone, efficiency = seconds, predicted(trial, measured, 1.0) / seconds
+            alone, alone_work, efficiency = seconds, work, predicted(trial, measured, 1.0) / work
         guess = predicted(trial, measured, efficiency)
-        ideal = alone * options.ranks[0] / ranks if kind == "strong" else alone
+        share = options.ranks[0] / ranks if kind == "strong" else 1.0
         parts = measured[0]["parts"][1:]
         rows[str(ranks)] = {
             "seconds": round(seconds, 4),
             "tokens_per_second": round(trial.batch.tokens * trial.batch.micro_batches * ranks / seconds, 1),
-            "efficiency": round(ideal / seconds, 4),
-            "predicted_seconds": round(guess, 4),
-            "prediction_error": round(guess / seconds - 1.0, 4),
+            "efficiency": round(share * alone / seconds, 4),
+            "work_seconds": round(work, 4),
+            "work_efficiency": round(share * alone_work / work, 4),
+            "predicted_work_seconds": round(guess, 4),
+            "prediction_error": round(guess / work - 1.0, 4),
             "parts": {name: round(statistics.median(row[name] for row in parts), 4) for name in parts[0]},
             "peak_memory_mib": [round(rank["peak_bytes"] / (1 << 20), 1) for rank in measured],
             "shares_cores": not options.gpus_per_node and ranks > (os.cpu_count() or 1),
         }
-        shared = ", the ranks share cores" if rows[str(ranks)]["shares_cores"] else ""
-        say(f"  {kind}, {ranks} rank(s): {seconds:.3f} s, {guess:.3f} predicted, efficiency {ideal / seconds:.2f}{shared}")
+        row = rows[str(ranks)]
+        shared = ", the ranks share cores" if row["shares_cores"] else ""
+        say(
+            f"  {kind}, {ranks} rank(s): {seconds:.3f} s, efficiency {row['efficiency']:.2f}; work {work:.3f} s, {guess:.3f} "
+            f"predicted, efficiency {row['work_efficiency']:.2f}{shared}"
+        )
     return rows
 
 
@@ -94,5 +103,6 @@ def main(arguments: Sequence[str]) -> None:
         own_cores = {ranks: row for ranks, row in rows.items() if not row["shares_cores"]}
         most = max(own_cores, key=int)
         report.ours[f"{kind}_efficiency_on_{most}"] = own_cores[most]["efficiency"]
+        report.ours[f"{kind}_work_efficiency_on_{most}"] = own_cores[most]["work_efficiency"]
         report.ours[f"{kind}_worst_prediction_error"] = max(abs(row["prediction_error"]) for row in own_cores.values())
     report.print()

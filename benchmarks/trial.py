@@ -1,5 +1,6 @@
 """Training steps of a random model on ranks of their own: how long they take and how much memory. Not a benchmark itself."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,17 +62,19 @@ class TrialWorker(Worker):
 
     @dispatch(merge="all")
     def steps(self, values: dict[str, Any], num_steps: int) -> dict[str, Any]:
-        """{"seconds", "parts": of each step; "held_bytes": before the model; "peak_bytes"; "peak_flops": of this rank}."""
+        """Of each step {"seconds", "work_seconds", "parts"}; of this rank {"held_bytes": before the model, "peak_bytes",
+        "peak_flops"}. Work is the processor's time on CPU, where others may want it too, and the wall's on a GPU."""
         device = torch.device(self.info.device)
         config, shape = ModelConfig.parse(values["config"], where="trial"), ClusterShape(**values["shape"])
-        flops_rate = peak_flops(device, getattr(torch, config.compute_dtype))
+        flops_rate = _peak(device, getattr(torch, config.compute_dtype))
         _train(spec_of(WARM_UP), config, shape, BatchShape(1, 16), num_steps=2, device=device)
         held = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
-        times = _train(
+        times, work = _train(
             spec_of(values["size"]), config, shape, BatchShape(**values["batch"]), num_steps=num_steps, device=device
         )
         return {
             "seconds": [step.ranks[self.info.rank].seconds for step in times],
+            "work_seconds": work,
             "parts": [step.row()["parts"] for step in times],
             "held_bytes": held,
             "peak_bytes": peak_memory(device),
@@ -110,21 +113,37 @@ def device_of(measured: Sequence[Mapping[str, Any]]) -> Device:
     return cpu_device(peak)
 
 
+def _peak(device: torch.device, dtype: torch.dtype) -> float:
+    """As `peak_flops`, but on CPU a second is one of the processor's own."""
+    if device.type == "cuda":
+        return peak_flops(device, dtype)
+    left, right = (torch.ones(1024, 1024, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        began = time.process_time()
+        _ = left @ right
+        best = min(best, time.process_time() - began)
+    return 2.0 * 1024**3 / best
+
+
 def _train(
     spec: DecoderSpec, config: ModelConfig, shape: ClusterShape, batch: BatchShape, *, num_steps: int, device: torch.device
-) -> list[StepTimes]:
+) -> tuple[list[StepTimes], list[float]]:
     micro_batches = [_micro_batch(batch, spec, seed=number) for number in range(batch.micro_batches)]
     module = _module(spec, config, shape, device)
     optimizer, objective, flops = build_optimizer(module, OptimConfig()), NextToken(), FlopCounter(spec, config.lora)
     training = Training(module, optimizer, objective, flops)
     settings = {"learning_rate": 1e-4, "max_grad_norm": 1.0, "device": device}
-    times = []
+    times, work = [], []
+    worked = time.perf_counter if device.type == "cuda" else time.process_time
     CLOCK.start(device)
     for step in range(1, num_steps + 1):
+        began = worked()
         counts = count_step(micro_batches, objective, flops, part_written=False)
         train_step(training, micro_batches, counts, step=step, **settings)
         times.append(StepTimes.over_ranks(device))
-    return times
+        work.append(worked() - began)
+    return times, work
 
 
 def _module(spec: DecoderSpec, config: ModelConfig, shape: ClusterShape, device: torch.device) -> LossModule:

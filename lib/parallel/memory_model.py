@@ -76,10 +76,23 @@ class Unit:
 
     trained: float
     frozen: float
+    trained_experts: float = 0.0
+    """Of those that are trained: in experts, which are gathered over the shards alone; all else over the expert axis, too."""
+    frozen_experts: float = 0.0
 
     @property
     def total(self) -> float:
         return self.trained + self.frozen
+
+    @property
+    def experts(self) -> float:
+        return self.trained_experts + self.frozen_experts
+
+    def pieces(self, sizes: Mapping[str, int]) -> tuple[float, float]:
+        """(trained, frozen) numbers that a rank keeps."""
+        shards, spread = sizes["shard"], sizes["shard"] * sizes.get("expert", 1)
+        trained = (self.trained - self.trained_experts) / spread + self.trained_experts / shards
+        return trained, (self.frozen - self.frozen_experts) / spread + self.frozen_experts / shards
 
 
 def estimate_memory(
@@ -99,16 +112,17 @@ def estimate_memory(
     """
     units = decoder_units(spec, config.lora, sizes.get("tensor", 1), sizes.get("expert", 1))
     compute = 2 if config.compute_dtype == "bfloat16" else 4
-    shards = sizes["shard"]
-    trained, frozen = (sum(getattr(unit, name) for unit in units.values()) for name in ("trained", "frozen"))
+    ranks = sizes["shard"] * sizes.get("expert", 1)
+    trained = sum(unit.trained for unit in units.values())
+    kept_trained, kept_frozen = (sum(kept) for kept in zip(*(unit.pieces(sizes) for unit in units.values())))
     layers = [unit for number, unit in units.items() if number != ROOT]
     largest = max(layers, key=lambda unit: unit.total)
     held = {
-        "parameters": (MASTER_BYTES * trained + frozen_bytes * frozen) / shards,
-        "optimizer": 2 * MOMENT_BYTES * trained / shards,
+        "parameters": MASTER_BYTES * kept_trained + frozen_bytes * kept_frozen,
+        "optimizer": 2 * MOMENT_BYTES * kept_trained,
     }
     accumulated = MASTER_BYTES * trained if batch.micro_batches > 1 else 0.0
-    buffers = _buffers(largest, units[ROOT], shards, compute, on_gpu=on_gpu)
+    buffers = _buffers(largest, units[ROOT], ranks, compute, on_gpu=on_gpu)
     head = _head_bytes(spec, config, batch, compute, sizes.get("tensor", 1), on_gpu=on_gpu)
     kept = activation_bytes(spec, compute, on_gpu=on_gpu)
     activations = batch.tokens * _kept_at_once(spec, kept, compute, recomputed=config.activation_checkpointing)
@@ -126,7 +140,7 @@ def estimate_memory(
     doubled = spec.num_rows * spec.hidden_size / sizes.get("tensor", 1) if tied_twice else 0.0
     at_end = MemoryEstimate(
         **held,
-        gradients=MASTER_BYTES * trained / shards + (accumulated and MASTER_BYTES * units[ROOT].trained),
+        gradients=MASTER_BYTES * kept_trained + (accumulated and MASTER_BYTES * units[ROOT].trained),
         gathered=compute * units[ROOT].total,
         activations=0.0,
         logits=0.0,
@@ -143,15 +157,22 @@ def decoder_units(spec: DecoderSpec, lora: LoraConfig | None, tensor: int = 1, e
         decoder = Decoder(spec)
     if lora is not None:
         put_adapters(decoder, lora)
-    sums: dict[int, dict[bool, float]] = {}
+    sums: dict[int, dict[tuple[bool, bool], float]] = {}
     for name, parameter in decoder.named_parameters():
         number = int(name.split(".")[1]) if name.startswith("layers.") else ROOT
+        in_expert = ".experts." in name
         cut = tensor if parameter.ndim > 1 and ".router." not in name and not is_factor(name) else 1
-        if ".experts." in name:
-            cut = expert * tensor
-        of_unit = sums.setdefault(number, {True: 0.0, False: 0.0})
-        of_unit[parameter.requires_grad] += parameter.numel() / cut
-    return {number: Unit(of_unit[True], of_unit[False]) for number, of_unit in sums.items()}
+        of_unit = sums.setdefault(number, {(trained, inside): 0.0 for trained in (True, False) for inside in (True, False)})
+        of_unit[parameter.requires_grad, in_expert] += parameter.numel() / (expert * tensor if in_expert else cut)
+    return {
+        number: Unit(
+            trained=of_unit[True, True] + of_unit[True, False],
+            frozen=of_unit[False, True] + of_unit[False, False],
+            trained_experts=of_unit[True, True],
+            frozen_experts=of_unit[False, True],
+        )
+        for number, of_unit in sums.items()
+    }
 
 
 def activation_bytes(spec: DecoderSpec, compute: int, *, on_gpu: bool) -> list[float]:

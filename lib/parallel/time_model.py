@@ -105,41 +105,41 @@ def transfer_seconds(
     spec: DecoderSpec, config: ModelConfig, sizes: Mapping[str, int], batch: BatchShape, machines: Machines
 ) -> Transfers:
     """Of a step, if nothing else were done."""
-    reach = {axis: _reach(sizes, axis) for axis in sizes}
     compute = 2 if config.compute_dtype == "bfloat16" else 4
     units = decoder_units(spec, config.lora, sizes.get("tensor", 1), sizes.get("expert", 1))
-
-    def seconds(axis: str, num_bytes: float, times: float) -> float:
-        n = sizes.get(axis, 1)
-        return times * _one_way(num_bytes, n, reach[axis], machines) if n > 1 else 0.0
-
+    # Ranks of the expert axis hold different experts, and are as good as more shards of everything else.
+    spread = {**sizes, "shard": sizes["shard"] * sizes.get("expert", 1), "expert": 1}
     shards = 0.0
     for number, unit in units.items():
         gathers = batch.micro_batches * (2 if machines.device.is_gpu and number != ROOT else 1)
-        shards += seconds("shard", compute * unit.total, gathers) + seconds("shard", REDUCED_BYTES * unit.trained, 1)
-        shards += seconds("replicate", REDUCED_BYTES * unit.trained / sizes["shard"], 2)
+        for axes, gathered, summed in (
+            (spread, unit.total - unit.experts, unit.trained - unit.trained_experts),
+            (sizes, unit.experts, unit.trained_experts),
+        ):
+            shards += gathers * _seconds(compute * gathered, axes, "shard", machines)
+            shards += _seconds(REDUCED_BYTES * summed, axes, "shard", machines)
+            shards += 2 * _seconds(REDUCED_BYTES * summed / axes["shard"], axes, "replicate", machines)
     hidden = compute * batch.tokens * spec.hidden_size
     passes = batch.micro_batches * (3 if config.activation_checkpointing else 2)
-    in_layers = seconds("tensor", hidden, 2 * 2 * passes * spec.num_layers)
+    in_layers = 2 * 2 * passes * spec.num_layers * _seconds(hidden, sizes, "tensor", machines)
     to_experts = 0.0
     if spec.moe is not None:
-        to_experts = seconds("expert", hidden * spec.moe.top_k, 2 * passes * len(spec.moe.layers))
+        to_experts = 2 * passes * len(spec.moe.layers) * _seconds(hidden * spec.moe.top_k, sizes, "expert", machines)
     return Transfers(shards, in_layers, to_experts)
 
 
-def _reach(sizes: Mapping[str, int], axis: str) -> int:
-    """Ranks from one of the axis to the next: those of the axes inside it."""
-    names = list(sizes)
-    return math.prod(sizes[name] for name in names[names.index(axis) + 1 :])
-
-
-def _one_way(num_bytes: float, n: int, reach: int, machines: Machines) -> float:
-    """A gather, a scattered sum or an exchange of so many bytes in all among n ranks that stand `reach` apart.
+def _seconds(num_bytes: float, sizes: Mapping[str, int], axis: str, machines: Machines) -> float:
+    """A gather, a scattered sum or an exchange of so many bytes in all among the ranks of an axis.
 
     On a node the links of the devices carry it. Across nodes, the ranks of a node share what comes in: each fetches its part
-    through its own share of the network, and they pass it on among themselves.
+    through its own share of the network, and they pass it on among themselves; but what experts exchange is each rank's own.
     """
-    device = machines.device
+    n, device = sizes.get(axis, 1), machines.device
+    if n == 1 or not num_bytes:
+        return 0.0
+    names = list(sizes)
+    reach = math.prod(sizes[name] for name in names[names.index(axis) + 1 :])  # ranks from one of the axis to the next
     on_node = max(1, min(n, machines.per_node // reach))
-    rate = device.link_bytes if on_node == n else min(device.link_bytes, on_node * device.network_bytes)
+    fetched_by = 1 if axis == "expert" else on_node
+    rate = device.link_bytes if on_node == n else min(device.link_bytes, fetched_by * device.network_bytes)
     return num_bytes * (n - 1) / n / (rate * LINK_SHARE) + device.latency_seconds * math.ceil(math.log2(n))

@@ -92,7 +92,7 @@ def forecast(
         batch=batch,
         tokens=train.rows_per_step * job.sequence_length * job.steps,
         memory=estimate_memory(spec, config.model, sizes, batch, on_gpu=device.is_gpu),
-        saved_bytes=SAVED_BYTES * sum(unit.trained for unit in units.values()) / sizes["shard"],
+        saved_bytes=SAVED_BYTES * sum(unit.pieces(sizes)[0] for unit in units.values()),
         room_bytes=room_bytes,
         step=estimate_step(spec, config.model, sizes, batch, machines=machines, efficiency=efficiency),
         steps=job.steps,

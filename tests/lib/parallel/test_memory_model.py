@@ -54,6 +54,16 @@ def test_shards_add_up_to_the_whole(shard: int, replicate: int, tensor: int) -> 
         )
 
 
+@pytest.mark.parametrize(("shard", "expert"), [(1, 1), (4, 1), (2, 4), (1, 8)])
+def test_experts_are_kept_once(shard: int, expert: int) -> None:
+    """Ranks of the expert axis keep different experts, and different pieces of all else: together, one copy."""
+    sizes = {"replicate": 1, "shard": shard, "expert": expert}
+    whole = estimate_memory(EXPERTS, FULL, {"shard": 1}, BATCH, on_gpu=True)
+    piece = estimate_memory(EXPERTS, FULL, sizes, BATCH, on_gpu=True)
+    assert shard * expert * piece.parameters == pytest.approx(whole.parameters)
+    assert shard * expert * piece.optimizer == pytest.approx(whole.optimizer)
+
+
 def test_experts_are_dealt_out() -> None:
     alone, dealt = (decoder_units(EXPERTS, None, 1, expert)[0].total for expert in (1, 4))
     experts = 8 * 3 * 96 * 48
