@@ -9,13 +9,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lib.config.model import ModelConfig
+from lib.config.model import LoraConfig, ModelConfig
 from lib.config.optim import OptimConfig
 from lib.config.parallel import ClusterShape, ParallelConfig
 from lib.models.decoder import Decoder
 from lib.models.hf_io import CheckpointReader, load_full, read_spec
 from lib.models.layers.documents import DocumentLayout
 from lib.models.layers.moe import Moe, RouterLoad, balance_experts, load_balancing_loss, router_z_loss
+from lib.models.lora import put_adapters
 from lib.parallel.apply import shard_model
 from lib.parallel.experts import loads_of_all_ranks
 from lib.parallel.load import full_tensors, load_sharded, whole
@@ -24,15 +25,26 @@ from lib.parallel.reduce import all_reduce_sum, clip_grad_norm
 from lib.train.checkpoint import CheckpointStore, Retention, checkpoint_folder, load_state
 from lib.train.optim import build_optimizer, set_learning_rate
 from lib.train.state import ModelAndOptimizer, TrainState
-from tests.lib.parallel.work import share
+from tests.lib.parallel.work import share, shift_adapters
 
-FAMILIES = ("qwen3_moe", "gpt_oss")
-PLANS: dict[int, list[dict[str, int]]] = {
-    1: [{}],
-    2: [{"expert": 2}],
-    4: [{"expert": 2}, {"expert": 4}, {"expert": 2, "replicate": 2}],
+MODELS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {},
+    "gpt_oss": {},
+    "gpt_oss_adapters": {"lora": LoraConfig(rank=4, targets=("q", "experts"), train_fully=("router",))},
 }
-"""Number of ranks -> how they share the model."""
+"""Family and what is trained of it -> fields of ModelConfig."""
+Plan = dict[str, int]
+JOBS: dict[int, list[tuple[str, Plan, str | None]]] = {
+    2: [(name, {"expert": 2}, None) for name in MODELS],
+    4: [
+        ("qwen3_moe", {"expert": 4}, "2 expert2"),
+        ("qwen3_moe", {"expert": 2, "replicate": 2}, None),
+        ("gpt_oss", {"expert": 2}, "2 expert2"),
+        ("gpt_oss", {"expert": 4}, None),
+    ],
+    1: [("qwen3_moe", {}, "4 expert2 replicate2"), ("gpt_oss", {}, "4 expert4"), ("gpt_oss_adapters", {}, "2 expert2")],
+}
+"""Number of ranks -> a model, how they share it, and the key of a run that is gone on from as well; in the order of running."""
 NUM_STEPS = 3
 Batch = tuple[torch.Tensor, torch.Tensor, DocumentLayout]
 
@@ -56,11 +68,14 @@ class BalancedLoss(nn.Module):
 class Run:
     """A model on the ranks of this group, and its optimizer."""
 
-    def __init__(self, folder: Path, plan: dict[str, int]) -> None:
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        """Adapters are those of the folder's name in MODELS, and add nothing yet."""
         shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=dist.get_world_size(), threads_per_rank=1)
         with torch.device("meta"):
             self.module = BalancedLoss(Decoder(read_spec(folder)[1]))
-        config = ModelConfig(compute_dtype="float32", activation_checkpointing="replicate" in plan)
+        config = ModelConfig(compute_dtype="float32", activation_checkpointing="replicate" in plan, **MODELS[folder.name])
+        if config.lora:
+            put_adapters(self.module.decoder, config.lora)
         shard_model(self.module, build_mesh(shape, ParallelConfig(**plan)), config)
         self.bytes_read = load_sharded(self.module, folder)
         self.optimizer = build_optimizer(self.module, OptimConfig())
@@ -87,34 +102,29 @@ class Run:
     def wholes(self) -> dict[str, torch.Tensor]:
         """Weights, moments and buffers, put together from all ranks."""
         found = {f"buffer/{name}": buffer.clone() for name, buffer in self.module.named_buffers()}
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in _trained(self.module):
             found[f"weight/{name}"] = whole(parameter).clone()
             for key, value in self.optimizer.state[parameter].items():
                 found[f"{key}/{name}"] = whole(value).clone()
         return found
 
 
-def everything(root: Path, resumed: list[str]) -> dict[str, Any]:
-    """Each family under each plan of this number of ranks; root holds a folder of each family. Keys are `key_of`'s.
-
-    Args:
-        resumed: keys of runs of other numbers of ranks that each plan goes on from.
-    """
-    results: dict[str, Any] = {}
-    for family in FAMILIES:
-        for plan in PLANS[dist.get_world_size()]:
-            key = key_of(dist.get_world_size(), plan)
-            results[f"{family} {key}"] = train(root / family, root / f"{family} {key}", plan)
-            for other in resumed:
-                results[f"{family} {key} from {other}"] = go_on(root / family, root / f"{family} {other}", plan)
+def everything(root: Path) -> dict[str, Any]:
+    """The jobs of this number of ranks; root holds a folder of each model. Keys are a name and `key_of`'s."""
+    num_ranks, results = dist.get_world_size(), {}
+    for name, plan, other in JOBS[num_ranks]:
+        key = f"{name} {key_of(num_ranks, plan)}"
+        results[key] = train(root / name, root / key, plan)
+        if other:
+            results[f"{key} from {other}"] = go_on(root / name, root / f"{name} {other}", plan)
     return results
 
 
-def key_of(num_ranks: int, plan: dict[str, int]) -> str:
+def key_of(num_ranks: int, plan: Plan) -> str:
     return " ".join([str(num_ranks), *(f"{name}{size}" for name, size in plan.items())])
 
 
-def train(folder: Path, out: Path, plan: dict[str, int]) -> dict[str, Any]:
+def train(folder: Path, out: Path, plan: Plan) -> dict[str, Any]:
     """The first gradients (written by rank 0, as is the state after NUM_STEPS steps), a checkpoint, and one more step."""
     run, rank = Run(folder, plan), dist.get_rank()
     out.mkdir(exist_ok=True)
@@ -123,8 +133,9 @@ def train(folder: Path, out: Path, plan: dict[str, int]) -> dict[str, Any]:
     result["not_as_stored"] = [
         name for name, tensor in full_tensors(run.module) if not torch.equal(tensor, reader.get(name).float())
     ]
+    shift_adapters(run.module.decoder)
     result["first"] = run.step()
-    gradients = {name: whole(grad).clone() for name, grad in _gradients(run.module)}
+    gradients = {name: whole(_gradient(parameter)).clone() for name, parameter in _trained(run.module)}
     result["norm"], result["clipped"] = (clip_grad_norm(run.module.parameters(), limit) for limit in (0.1, 1e9))
     steps = []
     for _ in range(NUM_STEPS):
@@ -147,7 +158,7 @@ def train(folder: Path, out: Path, plan: dict[str, int]) -> dict[str, Any]:
     return result | {"steps": steps, "next": run.step()}
 
 
-def go_on(folder: Path, saved: Path, plan: dict[str, int]) -> dict[str, Any]:
+def go_on(folder: Path, saved: Path, plan: Plan) -> dict[str, Any]:
     """What of the state is not what was saved, and the next step."""
     run = Run(folder, plan)
     load_state(
@@ -171,7 +182,10 @@ def _hidden_differ(run: Run, folder: Path) -> int:
     return int((found[0] != plain(*run.batch)).sum())
 
 
-def _gradients(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, parameter in module.named_parameters():
-        assert parameter.grad is not None, name
-        yield name, parameter.grad
+def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad

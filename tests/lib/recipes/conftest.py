@@ -82,7 +82,7 @@ def job(
         "cluster": {"cpu_ranks_per_node": ranks},
         "tracking": {"mlflow": mlflow, "experiment": "recipe"},
     }
-    config = {name: {**section, **changes.get(name, {})} for name, section in sections.items()}
+    config = {name: {**sections.get(name, {}), **changes.get(name, {})} for name in sections | changes}
     knobs = {"learning_rate": 1e-3, "steps": steps, "sequence_length": sequence_length, "nodes": 1, "gpus_per_node": 0}
     return SftJob.parse({**knobs, "config": config}, where="test")
 
