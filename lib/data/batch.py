@@ -47,18 +47,19 @@ def collate(rows: Sequence[PackedRow], sequence_length: int, pad_id: int) -> Pac
     """
     pieces, numbers = _pieces(rows, sequence_length, pad_id)
     shape, size = (len(rows), sequence_length), len(rows) * sequence_length
-    lengths = np.array([len(piece.token_ids) for piece in pieces])
+    lengths = np.array([piece.num_tokens for piece in pieces])
     starts = lengths.cumsum() - lengths
     token_ids = np.concatenate([piece.token_ids for piece in pieces], dtype=np.int64)
     document_ids = np.repeat(np.array(numbers, np.int32), lengths)
-    positions = np.arange(size) - np.repeat(starts, lengths)
-    positions[document_ids == PADDING] = 0
+    positions = np.arange(size)
+    positions -= np.repeat(starts, lengths)
+    positions *= document_ids != PADDING
     trained = np.concatenate([piece.loss_mask for piece in pieces])
     trained[starts] = False  # nothing predicts the first token of a document, so no label crosses a border
     labels = np.full(size, IGNORE_INDEX, np.int64)
     np.copyto(labels[:-1], token_ids[1:], where=trained[1:])
     weights = _shifted_weights(pieces, trained)
-    num_targets = sum(piece.num_targets for piece in pieces)
+    num_targets = sum([piece.num_targets for piece in pieces])
     return PackedBatch(
         token_ids=torch.from_numpy(token_ids.reshape(shape)),
         labels=torch.from_numpy(labels.reshape(shape)),
@@ -73,29 +74,30 @@ def collate(rows: Sequence[PackedRow], sequence_length: int, pad_id: int) -> Pac
 
 def _pieces(rows: Sequence[PackedRow], sequence_length: int, pad_id: int) -> tuple[list[Document], list[int]]:
     """What fills the slots in order: documents, and the padding of a row as one more; and the number of each in its row."""
-    padding = Document("", np.full(sequence_length, pad_id, np.int32), np.zeros(sequence_length, np.bool_))
+    padding, untrained = np.full(sequence_length, pad_id, np.int32), np.zeros(sequence_length, np.bool_)
     pieces: list[Document] = []
     numbers: list[int] = []
     for row in rows:
-        num_free = sequence_length - row.num_tokens
+        documents, num_tokens = row.documents, row.num_tokens
+        num_free = sequence_length - num_tokens
         if num_free < 0:
-            raise ValueError(f"a packed row holds {row.num_tokens} tokens, the sequence {sequence_length}")
-        for document in row.documents:
+            raise ValueError(f"a packed row holds {num_tokens} tokens, the sequence {sequence_length}")
+        for document in documents:
             if not document.num_targets:
                 raise DataError(f"row {document.sample_id!r} has no token to predict; give it an answer")
-        pieces += row.documents
-        numbers += range(len(row.documents))
+        pieces += documents
+        numbers += range(len(documents))
         if num_free:
-            pieces.append(padding.part(0, num_free))
+            pieces.append(Document("", padding[:num_free], untrained[:num_free], num_targets=0))
             numbers.append(PADDING)
     return pieces, numbers
 
 
 def _shifted_weights(pieces: Sequence[Document], trained: np.ndarray) -> np.ndarray | None:
     """[slots] float32 factor on the label of each slot, 1 in documents without any, 0 where there is no label."""
-    if all(piece.weights is None for piece in pieces):
+    if all([piece.weights is None for piece in pieces]):
         return None
-    parts = [np.ones(len(piece.token_ids), np.float32) if piece.weights is None else piece.weights for piece in pieces]
+    parts = [np.ones(piece.num_tokens, np.float32) if piece.weights is None else piece.weights for piece in pieces]
     weights = np.zeros(len(trained), np.float32)
     np.copyto(weights[:-1], np.concatenate(parts)[1:], where=trained[1:])
     return weights

@@ -7,26 +7,38 @@ import numpy as np
 from lib.core.examples import Encoded
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, init=False)
 class Document:
-    """One tokenised sample; not changed once it is made. Not frozen: there is one for each row, and that costs 1 us more."""
+    """One tokenised sample; not changed once it is made. There is one for each row, so making it must cost little: it isn't
+    frozen, and what is asked of it again and again is counted once."""
 
     sample_id: str
     token_ids: np.ndarray
     """[T] int32"""
     loss_mask: np.ndarray
     """[T] bool, True on trained tokens."""
-    weights: np.ndarray | None = None
+    weights: np.ndarray | None
     """[T] float32 factor on the loss of a trained token; 0 off the mask. None: all 1."""
-    num_targets: int = -1
-    """Trained tokens that some position predicts: all but the first token, which no token comes before. Counted where it
-    isn't given."""
-    labels: str | None = None
+    num_targets: int
+    """Trained tokens that some position predicts: all but the first token, which no token comes before."""
+    labels: str | None
     """What output heads should put out for it; see Conversation."""
+    num_tokens: int
+    """T"""
 
-    def __post_init__(self) -> None:
-        if self.num_targets < 0:
-            self.num_targets = int(np.count_nonzero(self.loss_mask[1:]))
+    def __init__(
+        self,
+        sample_id: str,
+        token_ids: np.ndarray,
+        loss_mask: np.ndarray,
+        weights: np.ndarray | None = None,
+        num_targets: int | None = None,
+        labels: str | None = None,
+    ) -> None:
+        """Args: num_targets: where it is known already."""
+        self.sample_id, self.token_ids, self.loss_mask, self.weights = sample_id, token_ids, loss_mask, weights
+        self.labels, self.num_tokens = labels, len(token_ids)
+        self.num_targets = int(np.count_nonzero(loss_mask[1:])) if num_targets is None else num_targets
 
     @staticmethod
     def of(encoded: Encoded, labels: str | None = None) -> "Document":
@@ -59,8 +71,8 @@ class PackedRow:
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(document.token_ids) for document in self.documents)
+        return sum([document.num_tokens for document in self.documents])
 
     @property
     def sample_ids(self) -> tuple[str, ...]:
-        return tuple(document.sample_id for document in self.documents)
+        return tuple([document.sample_id for document in self.documents])

@@ -103,9 +103,12 @@ class ShuffledRows:
         self._num_taken = 0
         self._left: list[tuple[int, SourceRow]] | None = None
         """(split, row) of what is left of the current block, the next one last; None before it is read."""
-        self._reader: Iterator[tuple[int, int, SourceRow]] | None = None
-        self._ahead: tuple[int, int, SourceRow] | None = None
-        """(position, split, row) of the row that the next block starts with; None where the current one ends the epoch."""
+        self._reader: Iterator[tuple[int, SourceRow]] | None = None
+        """(split, row) of the rest of the epoch."""
+        self._position = 0
+        """Position in the epoch's list of splits of the row that the reader gave last."""
+        self._ahead: tuple[int, SourceRow] | None = None
+        """The row that the next block starts with, the last one read; None where the current block ends the epoch."""
         self._num_empty = 0
         """Epochs without a row since the last one with any."""
 
@@ -144,15 +147,15 @@ class ShuffledRows:
         """What was not yet taken of the block that starts at `_start`, the next row last."""
         if self._reader is None:
             self._reader = self._rows_from(*self._start)
-        block: list[tuple[int, SourceRow]] = []
-        num_characters = 0
-        while (found := self._ahead or next(self._reader, None)) is not None:
-            self._ahead = None
-            if len(block) == self._shuffle_rows or num_characters >= BLOCK_CHARACTERS:
+        block = [] if self._ahead is None else [self._ahead]
+        num_characters = sum(row.num_characters for _, row in block)
+        self._ahead, most_rows = None, self._shuffle_rows
+        for found in self._reader:
+            if len(block) == most_rows or num_characters >= BLOCK_CHARACTERS:
                 self._ahead = found
                 break
-            block.append(found[1:])
-            num_characters += found[2].num_characters
+            block.append(found)
+            num_characters += found[1].num_characters
         order = self._order
         mixed = permutation(len(block), "shuffle", order.seed, order.name, self.epoch, self._stream, self._block)
         return [block[index] for index in mixed[self._num_taken :][::-1].tolist()]
@@ -162,18 +165,19 @@ class ShuffledRows:
             self.epoch, self._start, self._block = self.epoch + 1, (0, 0), 0
             self._reader = None
         else:
-            self._start, self._block = (self._ahead[0], self._ahead[2].row), self._block + 1
+            self._start, self._block = (self._position, self._ahead[1].row), self._block + 1
         self._num_taken, self._left = 0, None
 
-    def _rows_from(self, position: int, row: int) -> Iterator[tuple[int, int, SourceRow]]:
-        """(position, split, row) of the rest of the epoch, rows from number `row` on in the first of its splits."""
+    def _rows_from(self, position: int, row: int) -> Iterator[tuple[int, SourceRow]]:
+        """(split, row) of the rest of the epoch, rows from number `row` on in the first of its splits."""
         order, step = self._order, self._order.streams_per_group
         splits = order.splits(self._stream, self.epoch).tolist()
         for place, split in enumerate(splits[position:], start=position):
             first = order.first_row(self._stream, self.epoch, split)
             start = first if place > position else row + (first - row) % step
+            self._position = place
             for found in order.source.read(split, start, step):
-                yield place, split, found
+                yield split, found
 
 
 def read_again(order: SourceOrder, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Any]:

@@ -3,7 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from lib.config.data import DataConfig
 from lib.core.errors import DataError
@@ -16,6 +17,8 @@ COUNTS = (
     *("rows", "documents", "tokens", "targets", "padding"),
 )
 NUM_LENGTH_BINS = 32
+_LENGTH: Callable[[Any], int] = itemgetter(0)
+"""Of an Item."""
 _UNUSED_EPOCHS = 2
 """Epochs in which no row could be used, after which a stream gives up."""
 
@@ -28,16 +31,12 @@ Place = tuple[int, int, int, int]
 for a whole row. A plain tuple of numbers, which the garbage collector doesn't look at."""
 
 
-@dataclass(slots=True)
-class Item:
-    """A document on its way: where it is from, and its tokens where they are at hand."""
-
-    place: Place
-    document: Document | None
+Item = tuple[int, Place, Document | None]
+"""A document on its way: its number of tokens, where it is from, and itself; 0 and None before it is read again after a
+restart. A plain tuple, since one is made for every row."""
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """Where a stream was; not changed by what it does next. Taken after every row, so taking it copies little."""
 
     mixer: dict[str, Any]
@@ -112,9 +111,8 @@ class VirtualStream:
                 )
             self._pack(items)
         pack = self._pending.popleft()
-        row = PackedRow(tuple(item.document for item in pack.refs if item.document is not None))
         self._count(pack.refs)
-        return row
+        return PackedRow(tuple([document for _, _, document in pack.refs if document is not None]))
 
     def position(self) -> Position:
         """Where the stream is after the last `next_row`."""
@@ -148,26 +146,26 @@ class VirtualStream:
         size = self.sequence_length
         items: list[Item] = []
         for (source, split, row), example, document in zip(rows, examples, self.encode(examples), strict=True):
-            if document.num_targets and len(document.token_ids) <= size:
-                items.append(Item((source, split, row.row, 0), document))
+            if document.num_targets and document.num_tokens <= size:
+                items.append((document.num_tokens, (source, split, row.row, 0), document))
                 continue
             for part, piece in enumerate(self._admit(document, getattr(example, "source", ""))):
-                items.append(Item((source, split, row.row, part), piece))
+                items.append((piece.num_tokens, (source, split, row.row, part), piece))
         return items
 
     def _pack(self, items: list[Item]) -> None:
         if self.config.packing == "pad":
-            self._pending.extend(Pack([item], self.sequence_length - _length(item)) for item in items)
+            self._pending.extend(Pack([item], self.sequence_length - item[0]) for item in items)
             return
         # The longest first, of equal ones the first: as `longest_first` has it, without arrays for so few.
-        items = sorted(items, key=_length, reverse=True)
-        self._pending.extend(self._packer.extend(map(_length, items), items))
+        items.sort(key=_LENGTH, reverse=True)
+        self._pending.extend(self._packer.extend(map(_LENGTH, items), items))
 
     def _admit(self, document: Document, where: str) -> list[Document]:
         """What is trained of a document that is too long: its pieces, or nothing where it is dropped."""
         if not document.num_targets:
             raise DataError(f"{where}: row {document.sample_id!r} has nothing to predict; give it an answer")
-        length = len(document.token_ids)
+        length = document.num_tokens
         policy = self.config.long_rows
         if policy == "refuse":
             raise DataError(
@@ -194,33 +192,37 @@ class VirtualStream:
         size = self.sequence_length
         if self.config.long_rows == "truncate":
             return [document.part(0, size)]
-        return [document.part(start, start + size) for start in range(0, len(document.token_ids) - 1, size - 1)]
+        return [document.part(start, start + size) for start in range(0, document.num_tokens - 1, size - 1)]
 
     def _restore_documents(self) -> None:
         """Read and tokenise again what the state refers to."""
-        items = [item for pack in self._packer.open() for item in pack.refs]
-        items += [item for pack in self._pending for item in pack.refs]
-        places = sorted({item.place[:3] for item in items})
+        packs = self._packer.open()
+        refs = [*(pack.refs for pack in packs), *(pack.refs for pack in self._pending)]
+        places = sorted({place[:3] for items in refs for _, place, _ in items})
         documents = dict(zip(places, self.encode(self._mixer.read_again(places)), strict=True))
-        for item in items:
-            document = documents[item.place[:3]]
-            if len(document.token_ids) > self.sequence_length:
-                document = [piece for piece in self._pieces(document) if piece.num_targets][item.place[3]]
-            item.document = document
+
+        def read(place: Place) -> Item:
+            document = documents[place[:3]]
+            if document.num_tokens > self.sequence_length:
+                document = [piece for piece in self._pieces(document) if piece.num_targets][place[3]]
+            return document.num_tokens, place, document
+
+        for items in refs:
+            items[:] = [read(place) for _, place, _ in items]
+        self._packer.load(packs, self._packer.num_placed)
         self._is_restored = False
 
     def _count(self, items: Sequence[Item]) -> None:
         shares, bins, num_tokens, num_targets = self._shares, self.length_bins, 0, 0
-        for item in items:
-            document = item.document
+        for length, place, document in items:
             assert document is not None
-            length = len(document.token_ids)
-            share = shares[item.place[0]]
+            targets = document.num_targets
+            share = shares[place[0]]
             share[0] += 1
             share[1] += length
-            share[2] += document.num_targets
+            share[2] += targets
             num_tokens += length
-            num_targets += document.num_targets
+            num_targets += targets
             bins[(length - 1).bit_length()] += 1
         counts = self.counts
         counts["rows"] += 1
@@ -230,14 +232,9 @@ class VirtualStream:
         counts["padding"] += self.sequence_length - num_tokens
 
 
-def _length(item: Item) -> int:
-    assert item.document is not None
-    return len(item.document.token_ids)
-
-
 def _places(items: Sequence[Item]) -> list[list[int]]:
-    return [list(item.place) for item in items]
+    return [list(place) for _, place, _ in items]
 
 
 def _items(places: Sequence[Sequence[int]]) -> list[Item]:
-    return [Item((place[0], place[1], place[2], place[3]), None) for place in places]
+    return [(0, (source, split, row, piece), None) for source, split, row, piece in places]

@@ -41,7 +41,7 @@ def test_split_keeps_every_target_once(lengths: list[int], capacity: int, packin
     stream = _stream(lengths, capacity, long_rows="split", packing=packing, shuffle_rows=1)
     documents = [document for _ in range(10) for document in stream.next_row(0).documents]
     position = stream.position()
-    documents += [item.document for pack in (*position.held.packs(), *position.pending) for item in pack.refs if item.document]
+    documents += [found for pack in (*position.held.packs(), *position.pending) for _, _, found in pack.refs if found]
     epochs, rest = divmod(stream.counts["visited"], len(lengths))
     targets: Counter[tuple[str, int]] = Counter()
     for document in documents:
