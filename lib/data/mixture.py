@@ -10,7 +10,7 @@ import numpy as np
 from lib.config.data import DataConfig, MixtureSource
 from lib.core.errors import ConfigError, DataError
 from lib.core.seeding import derive_seed
-from lib.data.shuffle import ExampleSource, ShuffledRows, SourceOrder, SourceRow, read_again
+from lib.data.shuffle import ExampleSource, ShuffledRows, SourceOrder, read_again
 
 OWN_DATA = "data"
 """Name of the only source where there is no mixture."""
@@ -74,15 +74,15 @@ class Mixer:
         self._weights = lru_cache(maxsize=2)(mixture.weights)
         self._draws = lru_cache(maxsize=2)(self._drawn)
 
-    def take(self, num_rows: int, step: int) -> list[tuple[int, int, SourceRow]]:
-        """(source, split, row) of the next `num_rows` rows.
+    def take(self, num_rows: int, step: int) -> list[tuple[int, int, int, Any]]:
+        """(source, split, row, example) of the next `num_rows` rows.
 
         Args:
             step: the optimizer step that they are read for.
         Raises:
             DataError: a row can't be used, a source is empty, or no source with a weight is left.
         """
-        rows: list[tuple[int, int, SourceRow]] = []
+        rows: list[tuple[int, int, int, Any]] = []
         while len(rows) < num_rows:
             if len(self._cursors) == 1:
                 rows += self._take(0, num_rows - len(rows))
@@ -121,10 +121,10 @@ class Mixer:
         self._num_draws = state["num_draws"]
         self.num_rows, self.num_passed_on = list(state["num_rows"]), list(state["num_passed_on"])
 
-    def _take(self, number: int, num_rows: int) -> list[tuple[int, int, SourceRow]]:
+    def _take(self, number: int, num_rows: int) -> list[tuple[int, int, int, Any]]:
         taken = self._cursors[number].take(num_rows)
         self.num_rows[number] += len(taken)
-        return [(number, split, row) for split, row in taken]
+        return [(number, split, row, example) for split, row, example in taken]
 
     def _choose(self, step: int) -> int:
         """The source of the next draw; a source that is exhausted passes its turn on to the others by their weights."""

@@ -44,14 +44,15 @@ class Snapshot(NamedTuple, Generic[Ref]):
     """A packer's open packs, not yet put together."""
 
     keys: tuple[int, ...]
-    ages: tuple[int, ...]
-    items: list[list[Ref]]
-    """Of each age."""
+    items: tuple[tuple[int, list[Ref]], ...]
+    """Age and items of each pack; more may have been appended since."""
+    sizes: tuple[int, ...]
+    """Of the lists of items at the time."""
 
     def packs(self) -> list[OpenPack[Ref]]:
         """The oldest first."""
         room_of = {key & _AGE_MASK: key >> _AGE_BITS for key in self.keys}
-        return [OpenPack(age, room_of[age], refs) for age, refs in zip(self.ages, self.items)]
+        return [OpenPack(age, room_of[age], refs[:size]) for (age, refs), size in zip(self.items, self.sizes)]
 
 
 class BestFitPacker(Generic[Ref]):
@@ -108,7 +109,8 @@ class BestFitPacker(Generic[Ref]):
 
     def snapshot(self) -> "Snapshot[Ref]":
         """The open packs as they are now; taken in a few copies, for a position after every row."""
-        return Snapshot(tuple(self._keys), tuple(self._items), list(map(list.copy, self._items.values())))
+        # A list of items only ever grows, so its length tells what it was.
+        return Snapshot(tuple(self._keys), tuple(self._items.items()), tuple(map(len, self._items.values())))
 
     def load(self, packs: Sequence[OpenPack[Ref]], num_placed: int) -> None:
         """Go on exactly where a packer of the same settings had these open packs."""

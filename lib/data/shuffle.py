@@ -8,6 +8,7 @@ All of it is a function of the source's name and splits, the seed and the number
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -101,26 +102,31 @@ class ShuffledRows:
         self._block = 0
         """Number of the current block within the epoch."""
         self._num_taken = 0
-        self._left: list[tuple[int, SourceRow]] | None = None
-        """(split, row) of what is left of the current block, the next one last; None before it is read."""
-        self._reader: Iterator[tuple[int, SourceRow]] | None = None
-        """(split, row) of the rest of the epoch."""
-        self._position = 0
-        """Position in the epoch's list of splits of the row that the reader gave last."""
-        self._ahead: tuple[int, SourceRow] | None = None
+        self._rows: tuple[list[int], list[int], list[Any]] = ([], [], [])
+        """Split, number and example of the rows of the current block, as they were read. Three lists, not a list of rows:
+        the garbage collector looks at each object that lives as long as a block."""
+        self._left: list[int] | None = None
+        """Places in these lists of what is left of the block, the next one last; None before it is read."""
+        self._reader: Iterator[SourceRow] | None = None
+        """The rest of the epoch."""
+        self._reads = (0, 0)
+        """The split of the row that the reader gave last: its position in the epoch's list of splits, and its number."""
+        self._ahead: SourceRow | None = None
         """The row that the next block starts with, the last one read; None where the current block ends the epoch."""
         self._num_empty = 0
         """Epochs without a row since the last one with any."""
 
-    def take(self, num_rows: int) -> list[tuple[int, SourceRow]]:
-        """(split, row) of at most `num_rows` rows, all of one block; none only where an epoch has no row for this stream.
+    def take(self, num_rows: int) -> list[tuple[int, int, Any]]:
+        """(split, row, example) of at most `num_rows` rows, all of one block; none only where an epoch has no row for this
+        stream.
 
         Raises:
             DataError: a row can't be used, or there is none for this stream in many epochs.
         """
         if self._left is None:
             self._left = self._read_block()
-        taken = self._left[: -num_rows - 1 : -1]
+        splits, rows, examples = self._rows
+        taken = [(splits[place], rows[place], examples[place]) for place in self._left[: -num_rows - 1 : -1]]
         del self._left[-num_rows:]
         self._num_taken += len(taken)
         self._num_empty = 0 if taken else self._num_empty + 1
@@ -143,41 +149,44 @@ class ShuffledRows:
         self._start = (position, row)
         self._left = self._reader = self._ahead = None
 
-    def _read_block(self) -> list[tuple[int, SourceRow]]:
-        """What was not yet taken of the block that starts at `_start`, the next row last."""
+    def _read_block(self) -> list[int]:
+        """Read the block that starts at `_start`; the places of what was not yet taken of it, the next row last."""
         if self._reader is None:
             self._reader = self._rows_from(*self._start)
-        block = [] if self._ahead is None else [self._ahead]
-        num_characters = sum(row.num_characters for _, row in block)
-        self._ahead, most_rows = None, self._shuffle_rows
-        for found in self._reader:
-            if len(block) == most_rows or num_characters >= BLOCK_CHARACTERS:
-                self._ahead = found
+        splits, rows, examples = self._rows = ([], [], [])
+        ahead, self._ahead = self._ahead, None
+        num_characters, most_rows = 0, self._shuffle_rows
+        for row in self._reader if ahead is None else chain((ahead,), self._reader):
+            if len(rows) == most_rows or num_characters >= BLOCK_CHARACTERS:
+                self._ahead = row
                 break
-            block.append(found)
-            num_characters += found[1].num_characters
+            number, size, example = row
+            splits.append(self._reads[1])
+            rows.append(number)
+            examples.append(example)
+            num_characters += size
         order = self._order
-        mixed = permutation(len(block), "shuffle", order.seed, order.name, self.epoch, self._stream, self._block)
-        return [block[index] for index in mixed[self._num_taken :][::-1].tolist()]
+        mixed = permutation(len(rows), "shuffle", order.seed, order.name, self.epoch, self._stream, self._block)
+        left: list[int] = mixed[self._num_taken :][::-1].tolist()
+        return left
 
     def _next_block(self) -> None:
         if self._ahead is None:
             self.epoch, self._start, self._block = self.epoch + 1, (0, 0), 0
             self._reader = None
         else:
-            self._start, self._block = (self._position, self._ahead[1].row), self._block + 1
+            self._start, self._block = (self._reads[0], self._ahead.row), self._block + 1
         self._num_taken, self._left = 0, None
 
-    def _rows_from(self, position: int, row: int) -> Iterator[tuple[int, SourceRow]]:
-        """(split, row) of the rest of the epoch, rows from number `row` on in the first of its splits."""
+    def _rows_from(self, position: int, row: int) -> Iterator[SourceRow]:
+        """The rest of the epoch, rows from number `row` on in the first of its splits; `_reads` says where each is from."""
         order, step = self._order, self._order.streams_per_group
         splits = order.splits(self._stream, self.epoch).tolist()
         for place, split in enumerate(splits[position:], start=position):
             first = order.first_row(self._stream, self.epoch, split)
             start = first if place > position else row + (first - row) % step
-            self._position = place
-            for found in order.source.read(split, start, step):
-                yield split, found
+            self._reads = (place, split)
+            yield from order.source.read(split, start, step)
 
 
 def read_again(order: SourceOrder, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Any]:

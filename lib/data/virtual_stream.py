@@ -142,15 +142,16 @@ class VirtualStream:
         """Documents of the next rows in order; none of those that the policy drops."""
         rows = self._mixer.take(self.config.open_packs, step)
         self.counts["visited"] += len(rows)
-        examples = [row.example for _, _, row in rows]
         size = self.sequence_length
         items: list[Item] = []
-        for (source, split, row), example, document in zip(rows, examples, self.encode(examples), strict=True):
-            if document.num_targets and document.num_tokens <= size:
-                items.append((document.num_tokens, (source, split, row.row, 0), document))
+        documents = self.encode([example for _, _, _, example in rows])
+        for (source, split, row, example), document in zip(rows, documents, strict=True):
+            length = document.num_tokens
+            if document.num_targets and length <= size:
+                items.append((length, (source, split, row, 0), document))
                 continue
             for part, piece in enumerate(self._admit(document, getattr(example, "source", ""))):
-                items.append((piece.num_tokens, (source, split, row.row, part), piece))
+                items.append((piece.num_tokens, (source, split, row, part), piece))
         return items
 
     def _pack(self, items: list[Item]) -> None:

@@ -23,7 +23,7 @@ def _mixture(sources: list[dict[str, Any]], **settings: Any) -> Mixture:
 
 
 def _take(mixer: Mixer, num_rows: int, step: int = 0) -> Counter[str]:
-    return Counter(row.example.sample_id[0] for _, _, row in mixer.take(num_rows, step))
+    return Counter(example.sample_id[0] for *_, example in mixer.take(num_rows, step))
 
 
 def test_shares_are_the_weights() -> None:
@@ -60,7 +60,7 @@ def test_caps_hold_over_all_streams_and_turns_are_passed_on(cap: dict[str, int],
     misses are counted, and a and b get them in their proportion of 3 : 1."""
     mixture = _mixture([{"name": "a", "weight": 3.0}, {"name": "b", "weight": 1.0}, {"name": "c", "weight": 4.0, **cap}])
     mixers = [Mixer(mixture, stream) for stream in range(4)]
-    rows = [row.example.sample_id for mixer in mixers for _, _, row in mixer.take(2000, 0)]
+    rows = [example.sample_id for mixer in mixers for *_, example in mixer.take(2000, 0)]
     counts = Counter(name[0] for name in rows)
     assert counts["c"] == expected == sum(mixer.num_rows[2] for mixer in mixers)
     uses = Counter(name for name in rows if name[0] == "c")
@@ -78,12 +78,12 @@ def test_restart_changes_no_draw(stop: int, at_once: int, stream: int) -> None:
     sources = [{"name": "a"}, {"name": "b", "weight": 2.0}, {"name": "c", "weight": 3.0, "max_epochs": 3}]
     mixture = _mixture(sources)
     whole, first, second = (Mixer(mixture, stream) for _ in range(3))
-    expected = [(number, split, row.row) for number, split, row in whole.take(stop + 60, 0)]
-    found: list[tuple[int, int, int]] = []
+    expected = [place for *place, _ in whole.take(stop + 60, 0)]
+    found: list[list[int]] = []
     while len(found) < stop:
-        found += [(number, split, row.row) for number, split, row in first.take(min(at_once, stop - len(found)), 0)]
+        found += [place for *place, _ in first.take(min(at_once, stop - len(found)), 0)]
     second.load_state(json.loads(json.dumps(first.state())))
-    assert found + [(number, split, row.row) for number, split, row in second.take(60, 0)] == expected
+    assert found + [place for *place, _ in second.take(60, 0)] == expected
     assert json.dumps(second.state()) == json.dumps(whole.state())
 
 

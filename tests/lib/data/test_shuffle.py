@@ -20,8 +20,8 @@ Visit = tuple[int, int, int]
 def _visits(rows: ShuffledRows, at_once: int = 7) -> Iterator[Visit]:
     while True:
         epoch = rows.epoch
-        for split, row in rows.take(at_once):
-            yield epoch, split, row.row
+        for split, row, _ in rows.take(at_once):
+            yield epoch, split, row
 
 
 def _epochs(rows: ShuffledRows, num_epochs: int) -> list[list[Visit]]:
@@ -62,7 +62,7 @@ def test_restart_at_any_row_goes_on_with_the_next(
     found: list[Visit] = []
     while len(found) < stop:
         epoch = first.epoch
-        found += [(epoch, split, row.row) for split, row in first.take(min(at_once, stop - len(found)))]
+        found += [(epoch, split, row) for split, row, _ in first.take(min(at_once, stop - len(found)))]
     second.load_state(json.loads(json.dumps(first.state())))
     assert second.state() == first.state()
     rest = _visits(second, 1)
