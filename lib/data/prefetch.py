@@ -40,7 +40,8 @@ class RowProducer(Protocol):
 
 
 class Prefetcher(Generic[Prepared]):
-    """Gives out what `prepare` makes of each step's rows, in order, at most `depth` steps ahead.
+    """Gives out what `prepare` makes of each step's rows, in order, at most `depth` steps ahead; rows are read as far ahead
+    of that again.
 
     `position()` belongs to the step last given out, however far the workers have run ahead. An exception of a producer or of
     `prepare` is raised by the `next_step` that would have given out its step. The workers start with the `with` block or
@@ -125,8 +126,9 @@ class Prefetcher(Generic[Prepared]):
             return self._next
         self.position()
         takers = [_taker(producer) for producer in self._producers]
-        if self._depth and len(takers) > 1:
-            # Each worker is the only one to touch its producer; another thread puts their rows together.
+        if self._depth:
+            # Each worker is the only one to touch its producer; another thread puts their rows together and prepares them,
+            # while the workers go on.
             self._parts = [_Background(take, self._depth, self._deadline_seconds) for take in takers]
             takers = [part.next for part in self._parts]
 
