@@ -5,8 +5,6 @@ a local run would execute. The last line is one JSON object; the exit status is 
 """
 
 import argparse
-import importlib
-import inspect
 import json
 import logging
 import sys
@@ -16,29 +14,26 @@ from typing import Any
 import psutil
 import torch
 
-from lib.config.base import Frozen, read_yaml
-from lib.config.recipes import SftJob
-from lib.core.errors import ConfigError, ModelError, PostflyteError, UserError
-from lib.models.hf_io import read_spec
-from lib.models.shapes import CONFIGS, spec_of_shape
+from lib.config.recipes import TrainJob
+from lib.core.errors import PostflyteError, UserError
+from lib.models.shapes import CONFIGS
 from lib.models.spec import DecoderSpec
 from lib.parallel.devices import DEVICES, cpu_device
 from lib.parallel.plan import check_plan
 from lib.train.forecast import Forecast, forecast
 from lib.train.meters import peak_flops
+from tasks.plan_job import read_job, read_numbers
 from tasks.plan_text import describe
 from tasks.preview import SAYS, preview
-from tasks.remote import is_remote
-
-_JOB_INPUTS = ("learning_rate", "steps", "sequence_length", "nodes", "gpus_per_node", "config")
 
 
 def main(arguments: list[str] | None = None) -> int:
     flags = _flags().parse_args(arguments)
     logging.disable(logging.WARNING)  # flytekit's, about a cache that isn't there yet
     try:
-        workflow, inputs, job = read_job(flags)
-        spec = _spec(flags, inputs)
+        given = {"nodes": flags.nodes, "gpus_per_node": flags.gpus_per_node, "model": flags.model}
+        workflow, inputs, job = read_job(flags.config, {key: value for key, value in given.items() if value is not None})
+        spec = read_numbers(job, str(inputs["model"]), flags.shape)
         check_plan(job.config.parallel, job.shape.num_ranks, spec)
         found = _forecast(job, spec, flags)
         tasks = [] if flags.no_tasks else _tasks(workflow, inputs)
@@ -63,44 +58,7 @@ def _flags() -> argparse.ArgumentParser:
     return parser
 
 
-def read_job(flags: argparse.Namespace) -> tuple[Any, dict[str, Any], SftJob]:
-    """(workflow, its inputs, the job); every key and value of the file checked.
-
-    Raises:
-        ConfigError: names the key, the value and what is expected.
-    """
-    values, name = read_yaml(flags.config), flags.config.resolve().parent.name
-    try:
-        workflow = getattr(importlib.import_module(f"workflows.{name}"), name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{flags.config}: there is no workflows/{name}.py; its folder names the workflow") from error
-    values |= {key: value for key in ("nodes", "gpus_per_node", "model") if (value := getattr(flags, key)) is not None}
-    known = workflow.python_interface.inputs_with_defaults
-    if unknown := sorted(set(values) - set(known)):
-        raise ConfigError(f"{flags.config}: {name} has no input {unknown[0]!r}; it has {', '.join(known)}")
-    if missing := sorted(key for key, (_, default) in known.items() if default is None and key not in values):
-        raise ConfigError(f"{flags.config}: {missing[0]} is missing; {name} can't run without")
-    inputs = {key: default for key, (_, default) in known.items()} | values
-    for key, (kind, _) in known.items():
-        if inspect.isclass(kind) and issubclass(kind, Frozen) and key in values:
-            inputs[key] = kind.parse(values[key], where=f"{flags.config}: {key}")
-    given = {key: inputs[key] for key in _JOB_INPUTS if key != "config"} | {"config": values.get("config", {})}
-    job = SftJob.parse(given, where=str(flags.config))
-    return workflow, inputs | {key: getattr(job, key) for key in _JOB_INPUTS}, job
-
-
-def _spec(flags: argparse.Namespace, inputs: dict[str, Any]) -> DecoderSpec:
-    if flags.shape:
-        return spec_of_shape(flags.shape)
-    if is_remote(str(inputs["model"])):
-        raise ModelError(
-            f"model {inputs['model']} is not on this machine; give --shape, one of {', '.join(CONFIGS)}, or --model with a "
-            "folder that holds its config.json"
-        )
-    return read_spec(Path(inputs["model"]))[1]
-
-
-def _forecast(job: SftJob, spec: DecoderSpec, flags: argparse.Namespace) -> Forecast:
+def _forecast(job: TrainJob, spec: DecoderSpec, flags: argparse.Namespace) -> Forecast:
     if job.shape.gpus_per_node:
         device = DEVICES[flags.device]
         return forecast(job, spec, device, room_bytes=device.memory_bytes, efficiency=flags.efficiency)

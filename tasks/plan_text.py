@@ -1,11 +1,11 @@
 """A forecast as text for people."""
 
-from lib.config.recipes import SftJob
+from lib.config.recipes import TrainJob
 from lib.parallel.devices import GIB
 from lib.train.forecast import HEADROOM, Forecast
 
 
-def describe(found: Forecast, job: SftJob, tasks: list[list[str]]) -> str:
+def describe(found: Forecast, job: TrainJob, tasks: list[list[str]]) -> str:
     """Sections under their names; the verdict last."""
     memory, step, batch = found.memory, found.step, found.batch
     mesh = " x ".join(f"{name} {size}" for name, size in found.mesh.items() if size > 1) or "alone"

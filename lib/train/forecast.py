@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from lib.config.recipes import SftJob
+from lib.config.recipes import TrainJob
 from lib.core.manifest import Json
 from lib.models.lora import num_trained
 from lib.models.spec import DecoderSpec
@@ -65,7 +65,7 @@ class Forecast:
 
 
 def forecast(
-    job: SftJob, spec: DecoderSpec, device: Device, *, room_bytes: float, efficiency: float, target_share: float = 1.0
+    job: TrainJob, spec: DecoderSpec, device: Device, *, room_bytes: float, efficiency: float, target_share: float = 1.0
 ) -> Forecast:
     """What `job` takes on a machine of such devices.
 

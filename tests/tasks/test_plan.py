@@ -11,6 +11,7 @@ from flytekit import task, workflow
 from flytekit.core.local_cache import LocalTaskCache
 
 from lib.core.errors import UserError
+from lib.models.shapes import CONFIGS
 from tasks import plan
 from tasks.artifacts import Dataset, DatasetFolder
 from tasks.cache import CACHED
@@ -151,6 +152,21 @@ def test_a_wrong_setting_is_named(
 def test_a_model_elsewhere_needs_a_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, text, _ = planned(capsys, "--config", str(LLAMA))
     assert status == 1 and "give --shape" in text and "qwen3-8b" in text
-    (tmp_path / "config.json").write_text(json.dumps(plan.CONFIGS["qwen3-0.6b"]))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen3-0.6b"]))
     status, text, found = planned(capsys, "--config", str(LLAMA), "--model", str(tmp_path))
     assert status == 0 and found["parameters"] == 596_049_920, "config.json alone is enough"
+
+
+def test_heads_are_planned_without_a_vocabulary_they_dont_have(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without a head of kind lm, no token is projected; a folder that names no training workflow is refused."""
+    path = REPOSITORY / "configs" / "heads" / "smollm2_chain_sum.yaml"
+    values = yaml.safe_load(path.read_text())
+    (tmp_path / "heads").mkdir()
+    alone = tmp_path / "heads" / "alone.yaml"
+    values["config"]["heads"] = [{"name": "reward", "kind": "scalar"}]
+    alone.write_text(yaml.safe_dump(values))
+    both, one = (planned(capsys, "--config", str(name), "--shape", "smollm2-135m")[2] for name in (path, alone))
+    assert both["memory_bytes"]["logits"] > 0 == one["memory_bytes"]["logits"]
+    assert both["step"]["flops"] > one["step"]["flops"]
+    status, text, _ = planned(capsys, "--config", str(REPOSITORY / "configs" / "data" / "chain_sum.yaml"))
+    assert status == 1 and "names no workflow that trains; those are sft, heads" in text
