@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         given = {"nodes": flags.nodes, "gpus_per_node": flags.gpus_per_node, "model": flags.model}
         workflow, inputs, job = read_job(flags.config, {key: value for key, value in given.items() if value is not None})
         spec = read_numbers(job, str(inputs["model"]), flags.shape)
-        check_plan(job.config.parallel, job.shape.num_ranks, spec)
+        check_plan(job.config.parallel, job.shape.num_ranks, spec=spec, model=job.config.model)
         found = _forecast(job, spec, flags)
         tasks = [] if flags.no_tasks else _tasks(workflow, inputs)
     except PostflyteError as error:

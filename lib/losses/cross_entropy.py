@@ -15,11 +15,10 @@ import torch
 
 from lib.core.examples import IGNORE_INDEX
 from lib.losses.types import LossSum
+from lib.losses.vocabulary_part import VocabularyPart, tokens_at_once
 
 Adapter = tuple[torch.Tensor, torch.Tensor]
 """(x [..., L], weight [R, L]) of a head's low-rank adapter, for the same positions as the hidden states."""
-_CACHE_ELEMENTS = 1 << 19
-"""Logits that go through the softmax together on CPU: 2 MiB of float32, which a core's cache holds."""
 _VOCAB_TILE = 1 << 14
 """Vocabulary rows of a low-precision gradient product; bounds the temporary that is added to the accumulator."""
 
@@ -30,7 +29,7 @@ def cross_entropy_sum(
     labels: torch.Tensor,
     chunk_tokens: int,
     *,
-    vocab_size: int | None = None,
+    vocab_size: int | VocabularyPart | None = None,
     softcap: float | None = None,
     factors: torch.Tensor | None = None,
     adapter: Adapter | None = None,
@@ -42,6 +41,10 @@ def cross_entropy_sum(
 
     With a softcap the logits are `softcap * tanh(hidden @ head_weight.T / softcap)`; with factors each position's loss is
     multiplied by its own before the sum. An adapter (x, weight) adds x @ weight.T to the logits before all that.
+
+    With a VocabularyPart for vocab_size, head_weight_RD and the adapter's weight are its rows of a head that several
+    processes hold together. The loss is that of the whole head. The gradients of these rows are whole, those of hidden and
+    the adapter's x are addends: their sum over the parts is the gradient.
 
     Shapes: hidden [..., D]; head_weight_RD [R, D], of the same dtype; labels [...] int64, IGNORE_INDEX where no loss;
         factors [...] float32, read only where there is a label; adapter ([..., L], [R, L]).
@@ -91,7 +94,11 @@ def token_logprobs(
 
 
 def _trained(
-    hidden: torch.Tensor, head_weight_RD: torch.Tensor, labels: torch.Tensor, chunk_tokens: int, vocab_size: int
+    hidden: torch.Tensor,
+    head_weight_RD: torch.Tensor,
+    labels: torch.Tensor,
+    chunk_tokens: int,
+    vocabulary: int | VocabularyPart,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The positions that have a label: hidden [N, D], labels [N], and where they are among the flattened, [N].
 
@@ -102,8 +109,12 @@ def _trained(
     if hidden.shape[:-1] != labels.shape or hidden.shape[-1] != head_weight_RD.shape[1]:
         shapes = [list(tensor.shape) for tensor in (hidden, head_weight_RD, labels)]
         raise ValueError(f"shapes of hidden, weight and labels don't fit: {shapes}")
-    if not 0 < vocab_size <= head_weight_RD.shape[0]:
-        raise ValueError(f"vocab_size is {vocab_size}, the head has {head_weight_RD.shape[0]} rows")
+    if isinstance(vocabulary, VocabularyPart):
+        vocab_size, num_rows = vocabulary.vocab_size, head_weight_RD.shape[0] * vocabulary.num_parts
+    else:
+        vocab_size, num_rows = vocabulary, head_weight_RD.shape[0]
+    if not 0 < vocab_size <= num_rows:
+        raise ValueError(f"vocab_size is {vocab_size}, the head has {num_rows} rows")
     labels_T = labels.reshape(-1)
     kept_N = (labels_T != IGNORE_INDEX).nonzero().squeeze(-1)
     labels_N = labels_T[kept_N]
@@ -150,10 +161,9 @@ def _softmax_minus_one_hot(
     Overwrites logits_CV: with the gradient of the negative log-likelihood with respect to it if `want_grad`.
     """
     dtype = _statistics_dtype(logits_CV.dtype)
-    num_tokens, vocab_size = logits_CV.shape
+    num_tokens, rows = logits_CV.shape[0], tokens_at_once(logits_CV)
     nll_C = torch.empty(num_tokens, dtype=dtype, device=logits_CV.device)
     correct_C = torch.empty(num_tokens, dtype=torch.bool, device=logits_CV.device)
-    rows = num_tokens if logits_CV.is_cuda else max(1, _CACHE_ELEMENTS // vocab_size)
     for start in range(0, num_tokens, rows):
         part = slice(start, start + rows)
         label_R1 = labels_C[part, None]
@@ -194,9 +204,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         low_weight_RL: torch.Tensor | None,
         labels_N: torch.Tensor,
         factors_N: torch.Tensor | None,
-        options: tuple[int, int, float | None],
+        options: tuple[int, int | VocabularyPart, float | None],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        chunk_tokens, vocab_size, softcap = options
+        chunk_tokens, vocabulary, softcap = options
+        if isinstance(vocabulary, VocabularyPart):
+            first_row, softmax = vocabulary.first_row(weight_RD.shape[0]), vocabulary.softmax_minus_one_hot
+            vocab_size, labels_N = max(0, vocabulary.vocab_size - first_row), labels_N - first_row
+        else:
+            vocab_size, softmax = vocabulary, _softmax_minus_one_hot
         dtype = _statistics_dtype(hidden_ND.dtype)
         # (input, weight, gradient of the input, gradient of the weight) of each product that the logits are the sum of.
         products = [
@@ -215,7 +230,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits_CV = _capped(logits_CR[:, :vocab_size], softcap)
             slope_CV = 1 - (logits_CV / softcap).square() if softcap is not None else None
             wanted = any(ctx.needs_input_grad[:4])
-            nll_N[part], correct_C = _softmax_minus_one_hot(logits_CV, labels_N[part], want_grad=wanted)
+            nll_N[part], correct_C = softmax(logits_CV, labels_N[part], want_grad=wanted)
             num_correct += correct_C.sum()
             if slope_CV is not None:
                 logits_CV.mul_(slope_CV)  # the derivative of cap * tanh(x / cap) is 1 - tanh(x / cap) ** 2

@@ -1,4 +1,4 @@
-"""Parallelism put on from outside, by module name, in one place for all families: recompute, then shard."""
+"""Parallelism put on from outside, by module name, in one place for all families: cut, recompute, then shard."""
 
 import re
 from functools import partial
@@ -15,18 +15,20 @@ from lib.models.layers.experts import Experts
 from lib.parallel.experts import EXPERTS_NAME, deal_experts, inner_shards
 from lib.parallel.mesh import EXPERT_AXIS, SHARD_AXIS, expert_sharding_mesh, sharding_mesh
 from lib.parallel.shared_memory import HostMemory, SharedAllGather, SharedReduceScatter
+from lib.parallel.tensor import cut_layers
 
 LAYER_NAME = re.compile(r"(?:.*\.)?layers\.\d+")
 """Modules that are sharded, gathered and recomputed as units; all else belongs to the root."""
 
 
 def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> None:
-    """Shard a module in place (it may be on the meta device); forward and backward then run on all ranks together.
+    """Cut and shard a module in place (it may be on the meta device); forward and backward then run on all ranks together.
 
     Parameters stay float32 pieces and are gathered in the compute dtype. Gradients are summed over the ranks in float32 (in
     the compute dtype where that is wider), never averaged: the loss is a sum and is divided once, by the global count. Inputs
     are not cast: the rotary tables are float32 in every compute dtype.
     """
+    cut_layers(module, mesh)
     layers = [layer for name, layer in module.named_modules() if LAYER_NAME.fullmatch(name)]
     dtype = getattr(torch, config.compute_dtype)
     policy = MixedPrecisionPolicy(

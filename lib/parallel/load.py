@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lib.core.errors import ModelError
@@ -142,7 +142,11 @@ def _local_slices(parameter: torch.Tensor) -> tuple[slice, ...]:
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:
     """A parameter put together from all ranks, which must all call this."""
-    return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()
+    if not isinstance(parameter, DTensor):
+        return parameter.detach()
+    # The last axis was cut first, so its parts are put together last.
+    gathered = [*[Replicate()] * (parameter.device_mesh.ndim - 1), parameter.placements[-1]]
+    return parameter.redistribute(placements=gathered).full_tensor().detach()
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:

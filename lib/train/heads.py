@@ -15,6 +15,7 @@ from lib.data.document import PackedRow
 from lib.data.labels import collate_labels
 from lib.losses.cross_entropy import cross_entropy_sum
 from lib.losses.outputs import HeadTargets, head_loss
+from lib.losses.vocabulary_part import VocabularyPart
 from lib.models.heads import HeadedDecoder
 from lib.models.layers.documents import DocumentLayout
 from lib.train.step import MicroBatch, Sum
@@ -29,6 +30,8 @@ class HeadsLossModule(nn.Module):
         super().__init__()
         self.headed = headed
         self.chunk_tokens = chunk_tokens
+        self.vocabulary: int | VocabularyPart = headed.decoder.spec.vocab_size
+        """Whose logits the language model's head gives: all, or a part of them, once it is cut over ranks."""
 
     def forward(
         self,
@@ -57,7 +60,7 @@ class HeadsLossModule(nn.Module):
                 decoder.head_weight,
                 torch.where(target.factors > 0, target.values, IGNORE_INDEX),
                 self.chunk_tokens,
-                vocab_size=decoder.spec.vocab_size,
+                vocab_size=self.vocabulary,
                 softcap=decoder.spec.logit_softcap,
                 factors=target.factors,
                 adapter=decoder.head_adapter(hidden_BTD),

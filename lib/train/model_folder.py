@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lib.config.heads import HeadsConfig
@@ -24,6 +23,7 @@ from lib.models.peft_export import why_not_peft, write_adapter
 from lib.models.weights import WeightMap
 from lib.parallel.apply import shard_model
 from lib.parallel.load import decoder_of, full_heads, full_tensors, load_heads, load_sharded, trained_tensors
+from lib.parallel.tensor import vocabulary_part
 from lib.tokens.chat import ChatEncoder
 from lib.train.fallback import FallbackLossModule, fallback_tensors
 from lib.train.heads import HeadsLossModule
@@ -77,7 +77,14 @@ def load_heads_module(
 
 
 def _load(
-    module: nn.Module, config: ModelConfig, mesh: DeviceMesh, model_dir: Path, device: torch.device, *, seed: int, fresh: bool
+    module: LossModule | HeadsLossModule,
+    config: ModelConfig,
+    mesh: DeviceMesh,
+    model_dir: Path,
+    device: torch.device,
+    *,
+    seed: int,
+    fresh: bool,
 ) -> None:
     """Give the decoder in a module its adapters, shard the module, and fill what is not to be filled from a checkpoint."""
     decoder = decoder_of(module)
@@ -86,6 +93,7 @@ def _load(
         family, _ = read_spec(model_dir)
         _frozen_as_stored(decoder, CheckpointReader(model_dir), family.weight_map(decoder.spec))
     shard_model(module, mesh, config)
+    module.vocabulary = vocabulary_part(mesh, decoder.spec.vocab_size)
     if fresh or config.lora:
         load_sharded(module, model_dir, device, adapter_seed=seed)
     else:

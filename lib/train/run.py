@@ -98,7 +98,7 @@ def run_training(
     """
     model, data, run_dir = verify(inputs.model_dir), read_manifest(inputs.data_dir), inputs.run_dir
     spec = None if is_fallback(inputs.model_dir) else read_spec(inputs.model_dir)[1]
-    check_plan(job.config.parallel, job.shape.num_ranks, spec)
+    check_plan(job.config.parallel, job.shape.num_ranks, spec=spec, model=job.config.model)
     _check_admitted(inputs.report, model.digest, packing=job.config.data.packing)
     data_digest = _data_digest(job, inputs.data_dir, data.digest, kind)
     identity = run_identity(recipe, job, model_digest=model.digest, data_digest=data_digest)

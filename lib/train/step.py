@@ -19,6 +19,7 @@ from lib.core.errors import NonFiniteLossError
 from lib.data.batch import PackedBatch
 from lib.losses.cross_entropy import cross_entropy_sum
 from lib.losses.outputs import HeadTargets
+from lib.losses.vocabulary_part import VocabularyPart
 from lib.models.decoder import Decoder
 from lib.models.flops import FlopCounter
 from lib.models.layers.documents import DocumentLayout
@@ -39,6 +40,8 @@ class LossModule(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.chunk_tokens = chunk_tokens
+        self.vocabulary: int | VocabularyPart = decoder.spec.vocab_size
+        """Whose logits the head gives: all, or a part of them, once it is cut over ranks."""
 
     def forward(
         self,
@@ -55,7 +58,7 @@ class LossModule(nn.Module):
             self.decoder.head_weight,
             labels_BT,
             self.chunk_tokens,
-            vocab_size=self.decoder.spec.vocab_size,
+            vocab_size=self.vocabulary,
             softcap=self.decoder.spec.logit_softcap,
             factors=weights_BT,
             adapter=self.decoder.head_adapter(hidden_BTD),

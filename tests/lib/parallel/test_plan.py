@@ -1,27 +1,57 @@
-"""What a model can't be cut into is refused before anything starts."""
+"""What a model can't be cut into is refused before anything starts; and every parameter of every family has its place."""
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from lib.config.model import LoraConfig, ModelConfig
 from lib.config.parallel import ParallelConfig
 from lib.core.errors import ConfigError
 from lib.models.spec import DecoderSpec, MoeSpec, Rope
-from lib.parallel.plan import check_plan
+from lib.models.weights import parameter_shapes
+from lib.parallel.plan import Part, check_plan, part_of
 
 DENSE = DecoderSpec("llama", 97, 48, 64, 2, 4, 2, 12, 64, Rope(1e4), 1e-6, True)
 EXPERTS = replace(DENSE, family="qwen3_moe", moe=MoeSpec((0, 1), 12, 2, 20, "softmax"))
+MODEL = ModelConfig()
 
 
-def test_what_does_not_work_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"config\.parallel\.tensor is 2, which is not supported; leave it out"):
-        check_plan(ParallelConfig(tensor=2), 2, DENSE)
+@pytest.mark.parametrize(
+    ("parallel", "spec", "message"),
+    [
+        ({"tensor": 2}, None, "of no family here; leave it out"),
+        ({"tensor": 8}, DENSE, "divide the model's 4 attention heads"),
+        ({"tensor": 4}, DENSE, "divide the model's 2 key-value heads; choose a divisor"),
+        ({"tensor": 2}, replace(DENSE, intermediate_size=33), r"33 features of an MLP \(intermediate_size\)"),
+        ({"tensor": 2}, replace(DENSE, moe=MoeSpec((1,), 4, 2, 7, "softmax")), "7 features of an expert"),
+        ({"tensor": 3}, replace(DENSE, num_heads=6, num_kv_heads=3, intermediate_size=9), "128 rows of the vocabulary"),
+        ({"tensor": 2, "expert": 2}, EXPERTS, "expert is 2, and experts are either dealt out or cut; leave one out"),
+    ],
+)
+def test_layers_that_cannot_be_cut_are_refused(parallel: dict[str, int], spec: DecoderSpec | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"config\.parallel\.tensor is .*{message}"):
+        check_plan(ParallelConfig(**parallel), math.prod(parallel.values()), spec=spec, model=MODEL)
+
+
+def test_dropout_of_adapters_is_refused_where_layers_are_cut() -> None:
+    model = ModelConfig(lora=LoraConfig(dropout=0.1))
+    with pytest.raises(ConfigError, match=r"config\.model\.lora\.dropout to 0"):
+        check_plan(ParallelConfig(tensor=2), 2, spec=DENSE, model=model)
+    check_plan(ParallelConfig(replicate=2), 2, spec=DENSE, model=model)
+
+
+def test_layers_that_divide_are_cut() -> None:
+    """Experts in every layer leave the size of an MLP that no layer has out of it."""
+    for spec in (DENSE, EXPERTS, replace(EXPERTS, intermediate_size=33)):
+        check_plan(ParallelConfig(tensor=2, replicate=3), 6, spec=spec, model=MODEL)
 
 
 def test_a_row_is_not_split_over_ranks() -> None:
     """The reason, and what to use for long rows."""
     with pytest.raises(ConfigError, match=r"parallel\.context is 4, and a row .* keys and values .*activation_checkpointing"):
-        check_plan(ParallelConfig(context=4), 8, DENSE)
+        check_plan(ParallelConfig(context=4), 8, spec=DENSE, model=MODEL)
 
 
 @pytest.mark.parametrize(
@@ -36,11 +66,37 @@ def test_a_row_is_not_split_over_ranks() -> None:
 )
 def test_experts_that_cannot_be_dealt_out_are_refused(expert: int, num_ranks: int, spec: DecoderSpec, words: str) -> None:
     with pytest.raises(ConfigError, match=rf"config\.parallel\.{words}"):
-        check_plan(ParallelConfig(expert=expert), num_ranks, spec)
+        check_plan(ParallelConfig(expert=expert), num_ranks, spec=spec, model=MODEL)
 
 
 @pytest.mark.parametrize(
     ("parallel", "num_ranks"), [({"expert": 12}, 12), ({"expert": 3}, 12), ({"expert": 2, "replicate": 4}, 8)]
 )
 def test_what_fits_goes_through(parallel: dict[str, int], num_ranks: int) -> None:
-    check_plan(ParallelConfig(**parallel), num_ranks, EXPERTS)
+    check_plan(ParallelConfig(**parallel), num_ranks, spec=EXPERTS, model=MODEL)
+
+
+def parts(**changes: Any) -> dict[str, Part]:
+    spec = replace(DENSE, **changes)
+    return {name: part_of(f"decoder.{name}", spec) for name in parameter_shapes(spec)}
+
+
+def test_matrices_are_cut_and_only_norms_and_routers_are_not() -> None:
+    """[E3] In a model that has everything: what all ranks hold whole are norms, the router, and biases added once."""
+    everything = {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "sinks": True, "qk_norm": "head", "norm_order": "both"}
+    found = parts(**everything, moe=MoeSpec((1,), 4, 2, 20, "softmax", bias=True), tied=False)
+    shared = {f"layers.{layer}.attn.{norm}.weight" for layer in (0, 1) for norm in ("q_norm", "k_norm")}
+    assert {name for name, part in found.items() if part is Part.SHARED} == shared
+    norms_and_routers = {name for name in found if "norm" in name or "router" in name}
+    assert {name for name, part in found.items() if part is Part.WHOLE} == norms_and_routers - shared
+    assert {name.rpartition("layers.")[2] for name, part in found.items() if part is Part.ONCE} == {
+        "0.attn.o.bias",
+        "0.mlp.down.bias",
+        "1.attn.o.bias",
+        "1.mlp.experts.down.bias",
+    }
+    assert found["embed.weight"] is found["head.weight"] is found["layers.1.mlp.experts.gate.weight"] is Part.OUTPUTS
+
+
+def test_a_norm_over_all_heads_is_cut_with_them() -> None:
+    assert parts(qk_norm="all")["layers.0.attn.q_norm.weight"] is Part.NUMBERS

@@ -143,12 +143,16 @@ def test_replicas_of_shards_give_the_same_gradients(one_rank: dict[str, Any], tw
         assert relative(first["gradients"][name], gradient) <= 1e-5, name
 
 
-def test_heads_on_two_ranks_are_those_of_one(one_rank: dict[str, Any], two_ranks: list[dict[str, Any]]) -> None:
-    """[C2] The same first weights to the bit, a head of a single row too; each head's loss is divided by the count of both."""
+@pytest.mark.parametrize("case", ["heads", "heads, cut layers"])
+def test_heads_on_two_ranks_are_those_of_one(case: str, one_rank: dict[str, Any], two_ranks: list[dict[str, Any]]) -> None:
+    """[C2] The same first weights to the bit, a head of a single row too; each head's loss is divided by the count of both.
+
+    [E3] And where both ranks compute each layer together, what a head adds to the gradient of a hidden state counts once.
+    """
     alone = one_rank["heads"]
     assert alone["gradients"].keys() >= {"headed.heads.reward.weight", "headed.heads.topic.weight"}
     for rank in two_ranks:
-        found = rank["heads"]
+        found = rank[case]
         assert found["loaded"] == alone["loaded"]
         assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
         assert found["gradients"].keys() == alone["gradients"].keys()

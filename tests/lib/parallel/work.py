@@ -27,9 +27,10 @@ from lib.models.lora import is_factor, put_adapters
 from lib.parallel import shared_memory
 from lib.parallel.apply import shard_model
 from lib.parallel.load import decoder_of, full_heads, full_tensors, load_heads, load_sharded
-from lib.parallel.mesh import build_mesh
+from lib.parallel.mesh import DataPlace, build_mesh
 from lib.parallel.reduce import all_reduce_sum, barrier, clip_grad_norm
 from lib.parallel.shared_memory import HostMemory, SharedAllGather, SharedReduceScatter
+from lib.parallel.tensor import vocabulary_part
 from lib.train.heads import HeadsLossModule, HeadsObjective
 from lib.train.step import accumulate_gradients, count_step
 from tests.lib.models.batches import heads_micro_batch, packed
@@ -99,6 +100,7 @@ def everything(folders: dict[str, Path]) -> dict[str, Any]:
     results: dict[str, Any] = {case: train(folders[case], options) for case, (options, _) in CASES.items()}
     results["heads"] = train_heads(folders["fp32"])
     if dist.get_world_size() == 2:
+        results["heads, cut layers"] = train_heads(folders["fp32"], tensor=2)
         results["replicas"] = train(folders["fp32"], FP32, num_replicas=2)
         results["leaks"] = leaks(folders["bf16"])
         results["collectives"] = collectives()
@@ -135,15 +137,18 @@ def train(folder: Path, options: dict[str, Any], num_replicas: int = 1) -> dict[
     return result | all_reduce_sum({"loss": float(loss.detach()), "tokens": 2**40 + dist.get_rank()})
 
 
-def train_heads(folder: Path) -> dict[str, Any]:
+def train_heads(folder: Path, **sizes: int) -> dict[str, Any]:
     """Loss, gradients and first weights of three heads; a document's targets follow from its first token, on any rank."""
     shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=dist.get_world_size(), threads_per_rank=1)
+    parallel = ParallelConfig(**sizes)
+    mesh, place = build_mesh(shape, parallel), DataPlace.of(dist.get_rank(), dist.get_world_size(), parallel)
     with torch.device("meta"):
         module = HeadsLossModule(HeadedDecoder(read_spec(folder)[1], HEADS), 16)
-    shard_model(module, build_mesh(shape), ModelConfig(**FP32))
+    shard_model(module, mesh, ModelConfig(**FP32))
+    module.vocabulary = vocabulary_part(mesh, module.headed.decoder.spec.vocab_size)
     load_sharded(module, folder)
     load_heads(module, folder, seed=0)
-    token_ids, positions, layout = share(dist.get_world_size(), dist.get_rank(), module.headed.decoder.spec.vocab_size)
+    token_ids, positions, layout = share(place.num_ranks, place.rank, module.headed.decoder.spec.vocab_size)
     firsts = torch.tensor([int(token_ids[span.row, span.start]) for span in layout.spans])
     targets = {
         "text": HeadTargets(torch.where(layout.document_ids_BT >= 0, token_ids, IGNORE_INDEX), torch.ones(token_ids.shape)),
@@ -151,12 +156,13 @@ def train_heads(folder: Path) -> dict[str, Any]:
         "topic": HeadTargets(firsts % 3, torch.ones(len(firsts))),
     }
     micro, objective = [heads_micro_batch(token_ids, positions, layout, targets)], HeadsObjective(HEADS)
-    counts = count_step(micro, objective, FlopCounter(module.headed.decoder.spec), part_written=False)
+    flops = FlopCounter(module.headed.decoder.spec)
+    counts = count_step(micro, objective, flops, part_written=False, counted=place.is_first)
     sums = accumulate_gradients(module, micro, objective, divisors=counts.divisors, device=torch.device("cpu"))
     gradients = {name: tensor.grad for name, tensor in module.named_parameters() if tensor.grad is not None}
     result: dict[str, Any] = {"gradients": {name: _whole(gradient).tolist() for name, gradient in gradients.items()}}
     result["loaded"] = {name: weight.tolist() for name, weight in full_heads(module).items()}
-    return result | all_reduce_sum({"loss": objective.loss(sums, counts.divisors)})
+    return result | all_reduce_sum({"loss": objective.loss(sums, counts.divisors) * place.is_first})
 
 
 def leaks(folder: Path) -> int:
