@@ -76,6 +76,8 @@ class LogitReport(Frozen):
     passed: bool
     packing_problem: str = ""
     """Why several documents in a row are not proven to be as alone; empty where they are."""
+    adapter_problem: str = ""
+    """Why adapters can't be trained beside its weights; empty where random ones give the logits of the merged weights."""
     model_digest: str = ""
     """Digest of the model artifact that was compared; filled in by who knows it."""
 

@@ -20,7 +20,7 @@ from lib.models.spec import DecoderSpec
 from lib.models.weights import VOCABULARY_WEIGHTS, Entry, WeightMap
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _HEAD = "lm_head"
 
 
@@ -59,20 +59,20 @@ def write_adapter(out: Path, tensors: Iterable[tuple[str, torch.Tensor]], config
     stored = dict(_factors(factors, weights, tied=spec.tied))
     modules = sorted({_module(name) for name in stored if ".mlp.experts.lora" not in name and ".base_layer." not in name})
     parameters = sorted({parameter for layer in factors if (parameter := _parameter(weights.entries[f"{layer}.weight"]))})
-    settings = _settings(config, has_experts="experts" in chosen_targets(config, spec)) | {
+    settings = peft_settings(config, has_experts="experts" in chosen_targets(config, spec)) | {
         "target_modules": modules,
         "target_parameters": parameters or None,
         "modules_to_save": sorted({name.rsplit(".", 2)[-2] for name in whole}) or None,
         "rank_pattern": {name: 2 * config.rank for name in parameters if name.endswith("gate_up_proj")},
         "alpha_pattern": {name: 2 * config.rank * config.scale for name in parameters if name.endswith("gate_up_proj")},
     }
-    save_file({f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in (stored | whole).items()}, out / WEIGHTS_FILE)
+    save_file({f"{PREFIX}{name}": tensor.contiguous() for name, tensor in (stored | whole).items()}, out / WEIGHTS_FILE)
     (out / CONFIG_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _settings(config: LoraConfig, *, has_experts: bool) -> dict[str, Any]:
-    """PEFT changes the rank of experts' adapters while it loads them, and has no dropout for them: they come with a scale
-    that needs no rank, and without dropout."""
+def peft_settings(config: LoraConfig, *, has_experts: bool = False) -> dict[str, Any]:
+    """What adapter_config.json says of all adapters. PEFT changes the rank of experts' adapters while it loads them, and has no
+    dropout for them: they come with a scale that needs no rank, and without dropout."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

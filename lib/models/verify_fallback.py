@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from lib.models.fallback_lora import adapter_problem
 from lib.models.hf_fallback import (
     FAMILY,
     compare_documents,
@@ -30,7 +31,7 @@ def fallback_report(folder: Path, seed: int = 0) -> LogitReport:
         documents = random_documents(generator, model.spec.vocab_size, (23, 37, 12, 8, 1))
         difference, leaked = compare_documents(model, documents, packed=False)
         lost = lost_in_round_trip(folder)
-        packing = packing_problem(folder)
+        packing, adapters = packing_problem(folder), adapter_problem(folder, seed)
         if not packing:
             packed, packed_leaked = compare_documents(model, documents, packed=True)
             packing = (
@@ -59,4 +60,5 @@ def fallback_report(folder: Path, seed: int = 0) -> LogitReport:
         problems=problems,
         passed=not problems,
         packing_problem=packing,
+        adapter_problem=adapters,
     )

@@ -8,10 +8,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lib.config.model import LoraConfig
-from lib.core.errors import ConfigError
 from lib.core.examples import IGNORE_INDEX
+from lib.models.fallback_lora import merged_weight, put_fallback_adapters
 from lib.models.hf_fallback import FallbackModel, load_fallback
 from lib.models.layers.documents import DocumentLayout
+from lib.models.lora import is_factor
 from lib.parallel.load import reshard, whole
 
 
@@ -23,9 +24,16 @@ class FallbackLossModule(nn.Module):
         self.decoder = decoder
 
     @staticmethod
-    def load(folder: Path, device: torch.device) -> "FallbackLossModule":
-        """With a folder's weights in float32, whole on every rank until it is sharded."""
-        return FallbackLossModule(load_fallback(folder)).to(device)
+    def load(folder: Path, device: torch.device, lora: LoraConfig | None = None, *, seed: int = 0) -> "FallbackLossModule":
+        """With a folder's weights in float32, whole on every rank until it is sharded; and with new adapters.
+
+        Raises:
+            ConfigError: the model can't have them.
+        """
+        model = load_fallback(folder)
+        if lora is not None:
+            put_fallback_adapters(model, lora, seed=seed)
+        return FallbackLossModule(model).to(device)
 
     def forward(
         self,
@@ -45,18 +53,35 @@ class FallbackLossModule(nn.Module):
 
 
 def num_fallback_parameters(folder: Path, lora: LoraConfig | None) -> int:
-    """Of the folder's model, all of which are trained.
+    """Numbers of the folder's model that are trained.
 
     Raises:
-        ConfigError: adapters are asked for; they lie in the layers of the families.
+        ConfigError: the model can't have such adapters.
     """
+    model = load_fallback(folder, device="meta")
     if lora is not None:
-        raise ConfigError("config.model.lora is set, but the model is of no family here; leave it out to train all weights")
-    return sum(parameter.numel() for parameter in load_fallback(folder, device="meta").parameters())
+        put_fallback_adapters(model, lora, seed=0)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def fallback_tensors(module: FallbackLossModule) -> Iterator[tuple[str, torch.Tensor]]:
-    """(transformers' name, whole float32 tensor) of each parameter, one at a time; every rank must iterate to the end."""
+    """(transformers' name, whole float32 tensor) of each parameter, one at a time, adapters merged into their weights; every
+    rank must iterate to the end."""
+    reshard(module)
+    model = module.decoder.model
+    for name, parameter in model.named_parameters():
+        layer = model.get_submodule(name.rpartition(".")[0])
+        if is_factor(name):
+            continue
+        if name.endswith(".weight") and hasattr(layer, "lora"):
+            yield name, merged_weight(layer, whole(parameter), whole(layer.lora.a), whole(layer.lora.b))
+        else:
+            yield name, whole(parameter)
+
+
+def fallback_factors(module: FallbackLossModule) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, whole tensor) of each factor of an adapter; see `fallback_tensors`."""
     reshard(module)
     for name, parameter in module.decoder.model.named_parameters():
-        yield name, whole(parameter)
+        if is_factor(name):
+            yield name, whole(parameter)

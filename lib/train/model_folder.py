@@ -13,6 +13,7 @@ from lib.config.model import LoraConfig, ModelConfig
 from lib.config.train import TrainConfig
 from lib.core.errors import InfraError
 from lib.models.decoder import Decoder
+from lib.models.fallback_lora import write_fallback_adapter
 from lib.models.head_io import write_headed_folder
 from lib.models.heads import HeadedDecoder
 from lib.models.hf_export import write_hf_folder
@@ -25,7 +26,7 @@ from lib.parallel.apply import shard_model
 from lib.parallel.load import decoder_of, full_heads, full_tensors, load_heads, load_sharded, trained_tensors
 from lib.parallel.tensor import vocabulary_part
 from lib.tokens.chat import ChatEncoder
-from lib.train.fallback import FallbackLossModule, fallback_tensors
+from lib.train.fallback import FallbackLossModule, fallback_factors, fallback_tensors
 from lib.train.heads import HeadsLossModule
 from lib.train.step import LossModule
 
@@ -42,7 +43,7 @@ def load_module(
         seed: of new adapters.
     """
     if is_fallback(model_dir):
-        fallback = FallbackLossModule.load(model_dir, device)
+        fallback = FallbackLossModule.load(model_dir, device, config.lora, seed=seed)
         shard_model(fallback, mesh, config)
         return fallback
     with torch.device("meta"):
@@ -133,7 +134,7 @@ def write_module(
         ModelError: a weight is too great for the dtype.
     """
     if isinstance(module, FallbackLossModule):
-        _write_fallback(module, chat, folder, dtype=dtype, rank=rank)
+        _write_fallback(module, lora, chat, folder, dtype=dtype, rank=rank)
         return
     has_adapter = lora is not None and why_not_peft(lora, module.decoder.spec) is None
     if rank:
@@ -167,13 +168,23 @@ def write_heads_module(
 
 
 def _write_fallback(
-    module: FallbackLossModule, chat: ChatEncoder, folder: Path, *, dtype: torch.dtype | None, rank: int
+    module: FallbackLossModule,
+    lora: LoraConfig | None,
+    chat: ChatEncoder,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    rank: int,
 ) -> None:
     """Rank 0 holds all of the weights before it writes them."""
     kept = {name: tensor.cpu() for name, tensor in fallback_tensors(module) if rank == 0}
+    factors = [(name, tensor.cpu()) for name, tensor in fallback_factors(module) if rank == 0]
     if rank == 0:
         with _fresh(folder):
             write_fallback_folder(folder / WEIGHTS, kept, chat.tokenizer.folder, dtype=dtype, chat=chat)
+            if lora is not None:
+                (folder / ADAPTER).mkdir()
+                write_fallback_adapter(folder / ADAPTER, factors, lora)
 
 
 @contextmanager

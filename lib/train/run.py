@@ -99,7 +99,7 @@ def run_training(
     model, data, run_dir = verify(inputs.model_dir), read_manifest(inputs.data_dir), inputs.run_dir
     spec = None if is_fallback(inputs.model_dir) else read_spec(inputs.model_dir)[1]
     check_plan(job.config.parallel, job.shape.num_ranks, spec=spec, model=job.config.model)
-    _check_admitted(inputs.report, model.digest, packing=job.config.data.packing)
+    _check_admitted(inputs.report, model.digest, job)
     data_digest = _data_digest(job, inputs.data_dir, data.digest, kind)
     identity = run_identity(recipe, job, model_digest=model.digest, data_digest=data_digest)
     values = job.model_dump(mode="json")
@@ -149,7 +149,7 @@ def _data_digest(job: TrainJob, data_dir: Path, own_digest: str, kind: Kind) -> 
     return mixture_digest(open_mixture(job.config.data, data_dir, TYPE_OF[kind], kind=kind))
 
 
-def _check_admitted(report: LogitReport, model_digest: str, *, packing: str) -> None:
+def _check_admitted(report: LogitReport, model_digest: str, job: TrainJob) -> None:
     if report.model_digest != model_digest:
         raise ModelError(
             f"the logit report is of model {report.model_digest[:12] or 'unknown'}, the model to train is {model_digest[:12]}; "
@@ -158,7 +158,11 @@ def _check_admitted(report: LogitReport, model_digest: str, *, packing: str) -> 
     if not report.passed:
         problems = "; ".join(report.problems[:5]) or "no reason given"
         raise ModelError(f"model {model_digest[:12]} has not passed its logit report ({problems}); it must not be trained")
-    if packing == "pack" and report.packing_problem:
+    if job.config.model.lora and report.adapter_problem:
+        raise ModelError(
+            f"adapters are not proven for model {model_digest[:12]} ({report.adapter_problem}); leave config.model.lora out"
+        )
+    if job.config.data.packing == "pack" and report.packing_problem:
         raise ModelError(
             f"several documents in a row are not proven for model {model_digest[:12]} ({report.packing_problem}); set "
             "config.data.packing: pad"

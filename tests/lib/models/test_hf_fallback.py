@@ -8,11 +8,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from lib.config.model import LoraConfig
 from lib.config.vocabulary import VocabularyConfig
 from lib.core.artifact import read_manifest, stage_artifact
 from lib.core.errors import ModelError
 from lib.data.batch import IGNORE_INDEX
 from lib.models.admit import admit_model, prepare_model
+from lib.models.fallback_lora import adapter_problem, linear_layers, put_fallback_adapters
 from lib.models.hf_fallback import (
     check_fallback,
     compare_documents,
@@ -24,6 +26,7 @@ from lib.models.hf_fallback import (
 )
 from lib.models.hf_io import CheckpointReader, read_json
 from lib.models.layers.documents import DocumentLayout
+from lib.models.layers.lora import AdaptedLinear
 from lib.models.verify_fallback import verify_folder
 from lib.train.fallback import FallbackLossModule
 from tests.lib.models.checkpoints import family_model
@@ -37,6 +40,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "mistral": {**_SMALL, "sliding_window": 8, "num_key_value_heads": 2},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
 }
+LAYERS_WITH_ADAPTERS = {"gpt2": 4, "phi": 6, "cohere": 7, "mistral": 7, "bloom": 4}
+"""Linear layers of one layer of the model."""
 PACKS = ("gpt2", "phi", "cohere")
 """Those whose documents are the same packed as alone."""
 
@@ -73,6 +78,24 @@ def test_a_model_without_family_is_admitted_by_its_documents(folders: dict[str, 
     assert report.passed, report.problems
     assert report.family == "transformers" and report.packed_diff <= 1e-5
     assert bool(report.packing_problem) == (kind not in PACKS), report.packing_problem
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_adapters_of_it_are_proven_by_their_merged_weights(folders: dict[str, Path], kind: str) -> None:
+    """[D4] Every linear layer but the head has one, of every kind of linear layer there is."""
+    assert adapter_problem(folders[kind]) == ""
+    model = load_fallback(folders[kind])
+    layers = linear_layers(model)
+    put_fallback_adapters(model, LoraConfig(rank=2), seed=0)
+    trained = {name for name, parameter in model.model.named_parameters() if parameter.requires_grad}
+    assert trained == {f"{layer}.lora.{factor}" for layer in layers for factor in "ab"}
+    assert len(layers) == 2 * LAYERS_WITH_ADAPTERS[kind]
+
+
+def test_a_layer_that_is_passed_by_is_noticed(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that multiplies by a layer's weight itself, without calling the layer, would leave its adapter out."""
+    monkeypatch.setattr(AdaptedLinear, "forward", lambda self, x: torch.nn.functional.linear(x, self.weight, self.bias))
+    assert "logits of adapters and of merged weights differ" in adapter_problem(folders["phi"])
 
 
 def test_no_tokens_are_added_to_it(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """A model without family goes through the same recipe and the same scoring, one document in a row."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -75,17 +77,46 @@ def test_two_ranks_train_what_one_trains(trained: tuple[Inputs, Path], tmp_path:
 
 
 def test_what_is_not_proven_is_refused_with_the_remedy(trained: tuple[Inputs, Path], inputs: Inputs, tmp_path: Path) -> None:
-    """Packing of a model with windows; adapters. A model whose documents are the same packed may be packed, and its first
-    loss is that of rows of their own."""
+    """Packing of a model with windows; parts of adapters that only families have names for; adapters that a report has a
+    problem with. A model whose documents are the same packed may be packed, and its first loss is that of rows of their own."""
     given, _ = trained
     with pytest.raises(ModelError, match=r"sliding_window.*set config\.data\.packing: pad"):
         train(given, job(), tmp_path)
-    with pytest.raises(ConfigError, match=r"config\.model\.lora"):
-        train(given, job(data=PAD, model={"lora": {"rank": 4}}), tmp_path)
+    with pytest.raises(ConfigError, match=r"config\.model\.lora: targets"):
+        train(given, job(data=PAD, model={"lora": {"rank": 4, "targets": ["q"]}}), tmp_path)
+    doubted = replace(given, report=given.report.model_copy(update={"adapter_problem": "logits differ"}))
+    with pytest.raises(ModelError, match=r"adapters are not proven .* \(logits differ\); leave config\.model\.lora out"):
+        train(doubted, job(data=PAD, model={"lora": {"rank": 4}}), tmp_path)
     proven = prepare(inputs, tmp_path, "gpt2")
     assert not proven.report.packing_problem
     train(proven, job(steps=3), tmp_path, run="run-packed", name="packed")
     assert metrics(tmp_path / "packed")[-1]["loss"] < metrics(tmp_path / "packed")[0]["loss"]
+
+
+def test_adapters_are_trained_resumed_merged_and_read_by_peft(inputs: Inputs, tmp_path: Path) -> None:
+    """[D1] [D4] GPT-2, whose weights lie the other way round and whose head is tied, with dropout: only adapters' numbers are
+    trained and saved; resumed from step 4 the same bits; what is merged differs in adapted weights alone, and its logits are
+    those of the adapter in peft."""
+    given, settings = prepare(inputs, tmp_path, "gpt2"), job(data=PAD, model={"lora": {"rank": 4, "dropout": 0.1}})
+    whole = train(given, settings, tmp_path)
+    assert whole.meta["adapter"] == "peft"
+    assert whole.counts["trained_parameters"] == 2 * 4 * ((32 + 96) + (32 + 32) + (32 + 128) + (128 + 32))
+    rows, out = metrics(tmp_path / "checkpoint"), tmp_path / "checkpoint"
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    for path in (tmp_path / "run" / "checkpoints").glob("step-00000006/*"):
+        path.unlink()
+    (tmp_path / "run" / "checkpoints" / "step-00000006").rmdir()
+    assert train(given, settings, tmp_path, name="resumed").digest == whole.digest
+    before, after = load_file(given.model / "model.safetensors"), load_file(out / "hf" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    kinds = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert changed == {f"transformer.h.{layer}.{kind}.weight" for layer in range(2) for kind in kinds}
+    merged, base = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (out / "hf", given.model))
+    ids = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        expected = merged(ids, use_cache=False).logits
+        found = PeftModel.from_pretrained(base, out / "adapter").eval()(ids, use_cache=False).logits
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @torch.no_grad()
