@@ -3,7 +3,8 @@
 The model has the family's real tokenizer, where one can be had, and few, narrow layers. It is admitted, trained for some steps
 on the quickstart's questions and exported, with all weights trained and with adapters; the export's logits, continuations
 and log-probabilities are then compared with transformers' and vLLM's, and an adapter's logits, in transformers and peft,
-with those of the merged weights. Prints one JSON object: per family what `make verify-model` prints, and the losses.
+with those of the merged weights [E5]; where a family has experts, the share of tokens and layers that vLLM's routers send to
+other experts than ours [E6]. Prints one JSON object: per family what `make verify-model` prints, and the losses.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from lib.train.meters import METRICS_NAME, read_rows
 from lib.train.run import RunInputs
 from tests.adapter_engine import engine_difference
 from tests.lib.models.adapters import all_targets
+from tests.routing_engine import routing_mismatch
 
 ASSETS = Path(".quickstart")
 SMOLLM2, QWEN3 = ASSETS / "smollm2", ASSETS / "tokenizers" / "qwen3"
@@ -141,6 +143,8 @@ def run_family(family: str, root: Path, steps: int, *, what: str) -> dict[str, A
     (root / "export").mkdir()
     check = check_model(root / "checkpoint" / "hf", root / "export", group_factory=LocalGroup, num_configs=0)
     found = {**check.to_json(), "steps": steps, "loss_first": losses[0], "loss_last": losses[-1]}
+    if spec.moe is not None and lora is None:
+        found |= routing_mismatch(load_decoder(root / "checkpoint" / "hf"), root / "checkpoint" / "hf")
     if lora is not None:
         found |= {"problems": list(check.problems), **check_adapter(root / "model", root / "checkpoint", lora)}
         for figure, limit in (("adapter_logit_diff", ADAPTER_LIMIT), ("vllm_adapter_diff", LOGPROB_LIMIT)):
@@ -153,13 +157,17 @@ def check_adapter(model: Path, checkpoint: Path, lora: LoraConfig) -> dict[str, 
     """The adapter on its base against the merged weights: in transformers and peft, and in vLLM, which on CPU has no adapters
     of experts."""
     found = {"adapter_logit_diff": adapter_difference(model, checkpoint)}
-    spec = read_spec(model)[1]
-    if spec.moe is None:
-        with torch.device("meta"):
-            decoder = Decoder(spec)
-        load_full(decoder, checkpoint / "hf")
+    if read_spec(model)[1].moe is None:
+        decoder = load_decoder(checkpoint / "hf")
         found["vllm_adapter_diff"] = engine_difference(decoder, model, checkpoint / "adapter", max_rank=lora.rank)
     return found
+
+
+def load_decoder(folder: Path) -> Decoder:
+    with torch.device("meta"):
+        decoder = Decoder(read_spec(folder)[1])
+    load_full(decoder, folder)
+    return decoder
 
 
 @torch.no_grad()

@@ -43,8 +43,6 @@ def prepare_model(source: Path, vocabulary: VocabularyConfig, staged: Staged, *,
     if vocabulary.is_empty:
         admit_model(source, staged)
         return
-    if is_fallback(source):
-        raise ModelError(f"{source}: its model_type is of no family here, so no tokens can be added; leave vocabulary out")
     with _scratch(staged) as extended:
         added = extend_model(source, vocabulary, extended, vectors=vectors)
         admit_model(extended, staged)

@@ -110,6 +110,33 @@ def load_fallback(folder: Path, *, device: str = "cpu", dtype: torch.dtype = tor
     return FallbackModel(model.eval())
 
 
+def vocabulary_weights(folder: Path, reader: CheckpointReader) -> tuple[DecoderSpec, dict[str, str]]:
+    """The model's numbers; and stored name -> "embed", "head" or "bias" of each tensor that has a row for each id.
+
+    Raises:
+        ModelError: a tensor has as many rows as there are ids, and transformers says neither that it embeds them nor that it
+            gives their logits.
+    """
+    fallback = load_fallback(folder, device="meta")
+    model, spec = fallback.model, fallback.spec
+    modules = {id(module): name for name, module in model.named_modules()}
+    embed, head = (modules.get(id(part)) for part in (model.get_input_embeddings(), model.get_output_embeddings()))
+    known = {f"{embed}.weight": "embed", f"{head}.weight": "embed" if spec.tied else "head", f"{head}.bias": "bias"}
+    found: dict[str, str] = {}
+    prefix = f"{model.base_model_prefix}."
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if spec.vocab_size not in parameter.shape:
+            continue
+        if name not in known or parameter.shape[0] != spec.vocab_size:
+            raise ModelError(
+                f"{folder}: {name} {list(parameter.shape)} may have a row for each id; no tokens can be added to it"
+            )
+        stored = next((given for given in (name, name.removeprefix(prefix)) if given in reader.names()), None)
+        if stored is not None:  # a tied head is stored with the embedding
+            found[stored] = known[name]
+    return spec, found
+
+
 def size_of(config: Any) -> DecoderSpec:
     """Numbers of a transformers config, as far as they say how large a decoder is; for counting operations and limits.
 

@@ -3,6 +3,7 @@
 Letters: N added tokens, D model, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from lib.core.artifact import link_or_copy
 from lib.core.errors import ModelError
 from lib.core.manifest import file_sha256
 from lib.models.hf_export import HEAD_FILES, generation_ends, write_json
+from lib.models.hf_fallback import is_fallback, vocabulary_weights
 from lib.models.hf_io import INDEX_FILE, CheckpointReader, checked_weight_map, read_json, read_spec
+from lib.models.spec import DecoderSpec
 from lib.models.weights import VOCABULARY_WEIGHTS
 from lib.tokens.extend import write_extended
 from lib.tokens.rules import RULES_FILE
@@ -37,7 +40,9 @@ class _NewRows:
     """"embed", "head" -> [number of semantic tokens, D]."""
 
     def grown(self, old_VD: torch.Tensor, num_rows: int, name: str) -> torch.Tensor:
-        """[num_rows, D] in the dtype of old_VD: the old rows, and those of the added tokens at their ids."""
+        """[num_rows, D] in the dtype of old_VD: the old rows, and the added tokens' at their ids. A bias is [num_rows]."""
+        if old_VD.ndim == 1:
+            return self.grown(old_VD[:, None], num_rows, name)[:, 0]
         rows_VD = torch.zeros(num_rows, old_VD.shape[1], dtype=old_VD.dtype)
         rows_VD[: old_VD.shape[0]] = old_VD
         known_VD, ids = old_VD[: self.plan.base_size], self.plan.ids
@@ -63,9 +68,8 @@ def extend_model(source: Path, vocabulary: VocabularyConfig, out: Path, *, vecto
         TokenizerError: a token can't be added; see `write_extended`.
         ModelError: the folder isn't a model, or the vectors aren't the ones that were named or don't fit.
     """
-    family, spec = read_spec(source)
     reader = CheckpointReader(source)
-    weights = checked_weight_map(reader, family, spec)
+    spec, places = _places(source, reader)
     tokenizer = Tokenizer.load(source)
     earlier = VocabPlan.read(source)
     plan = plan_vocabulary(
@@ -80,12 +84,7 @@ def extend_model(source: Path, vocabulary: VocabularyConfig, out: Path, *, vecto
         _read_vectors(vocabulary, vectors, shape=(len(plan.semantic), spec.hidden_size), tied=spec.tied),
     )
     num_rows = max(spec.vocab_size, plan.vocab_size)
-    places = {stored: ours for stored, ours in family.weight_names.items() if ours in VOCABULARY_WEIGHTS}
-    replaced = {
-        stored: new.grown(reader.get(stored), num_rows, "embed" if spec.tied else str(ours).partition(".")[0])
-        for stored, ours in places.items()
-        if stored in reader.names()
-    }
+    replaced = {stored: new.grown(reader.get(stored), num_rows, name) for stored, name in places.items()}
     roles = {"eos_token": vocabulary.eos_token, "pad_token": vocabulary.pad_token}
     write_extended(
         tokenizer,
@@ -96,7 +95,6 @@ def extend_model(source: Path, vocabulary: VocabularyConfig, out: Path, *, vecto
     )
     _write_rest(source, out, vocab_size=num_rows)
     _write_weights(reader, out, replaced)
-    assert weights.vocab_size <= num_rows
     num_given = len(plan.semantic) if new.vectors else 0
     return {
         "tokens_added": len(plan.tokens),
@@ -104,6 +102,16 @@ def extend_model(source: Path, vocabulary: VocabularyConfig, out: Path, *, vecto
         "rows_given": num_given,
         "rows_mean": len(plan.tokens) - len(new.described) - num_given,
     }
+
+
+def _places(source: Path, reader: CheckpointReader) -> tuple[DecoderSpec, dict[str, str]]:
+    """The model's numbers; and name -> "embed", "head" or "bias" of each stored tensor that has a row for each id."""
+    if is_fallback(source):
+        return vocabulary_weights(source, reader)
+    family, spec = read_spec(source)
+    checked_weight_map(reader, family, spec)
+    names = {stored: str(ours).partition(".")[0] for stored, ours in family.weight_names.items() if ours in VOCABULARY_WEIGHTS}
+    return spec, {stored: "embed" if spec.tied else name for stored, name in names.items() if stored in reader.names()}
 
 
 def _mean(rows_VD: torch.Tensor) -> torch.Tensor:
@@ -173,7 +181,7 @@ def _write_weights(reader: CheckpointReader, out: Path, replaced: dict[str, torc
             continue
         tensors = {name: replaced[name] if name in replaced else reader.get(name) for name in names}
         for name in replaced.keys() & set(names):
-            more = tensors[name].numel() - reader.shape(name)[0] * reader.shape(name)[1]
+            more = tensors[name].numel() - math.prod(reader.shape(name))
             more_parameters, more_bytes = more_parameters + more, more_bytes + more * tensors[name].itemsize
         save_file(tensors, out / file, metadata={"format": "pt"})
     if (reader.folder / INDEX_FILE).is_file():

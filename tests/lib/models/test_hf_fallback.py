@@ -28,6 +28,7 @@ from lib.models.hf_io import CheckpointReader, read_json
 from lib.models.layers.documents import DocumentLayout
 from lib.models.layers.lora import AdaptedLinear
 from lib.models.verify_fallback import verify_folder
+from lib.tokens.tokenizer import Tokenizer
 from lib.train.fallback import FallbackLossModule
 from tests.lib.models.checkpoints import family_model
 from tests.tiny import VOCAB_SIZE, tiny_tokenizer
@@ -98,9 +99,36 @@ def test_a_layer_that_is_passed_by_is_noticed(folders: dict[str, Path], monkeypa
     assert "logits of adapters and of merged weights differ" in adapter_problem(folders["phi"])
 
 
-def test_no_tokens_are_added_to_it(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no tokens can be added"), stage_artifact(tmp_path / "model", "model") as staged:
-        prepare_model(folders["phi"], VocabularyConfig(special=("<|a|>",)), staged)
+@pytest.mark.parametrize("kind", SIZES)
+@torch.no_grad()
+def test_tokens_are_added_to_it(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """[D6] The old tokens' logits stay; a new one's, whose rows and bias are means, is the mean of theirs. Tied and not, with a
+    bias of the head and without; the grown model passes the gate."""
+    vocabulary = VocabularyConfig(special=("<|a|>",), semantic=("<item>",), descriptions={"<item>": "sum"})
+    with stage_artifact(tmp_path / "model", "model") as staged:
+        prepare_model(folders[kind], vocabulary, staged)
+    assert staged.counts["tokens_added"] == 2
+    old, new = load_fallback(folders[kind]).model, load_fallback(tmp_path / "model").model
+    ids = torch.arange(3, 40)[None]
+    before, after = old(ids, use_cache=False).logits[0], new(ids, use_cache=False).logits[0]
+    assert after.shape[-1] == VOCAB_SIZE + 2
+    assert (after[:, :VOCAB_SIZE] - before).abs().max() <= 1e-6 * before.abs().max()
+    assert (after[:, VOCAB_SIZE] - before.mean(-1)).abs().max() <= 1e-5 * before.abs().max()
+    described = Tokenizer.load(folders[kind]).encode_text("sum")
+    assert (after[:, VOCAB_SIZE + 1] - before[:, described].mean(-1)).abs().max() <= 1e-5 * before.abs().max()
+    assert verify_folder(tmp_path / "model").passed
+
+
+def test_tokens_are_not_added_where_a_weight_may_be_missed(tmp_path: Path) -> None:
+    """A hidden layer as wide as there are ids could be a table of them."""
+    folder = fallback_model(tmp_path / "source", "phi")
+    config = AutoConfig.for_model("phi", vocab_size=VOCAB_SIZE, **{**_SMALL, "intermediate_size": VOCAB_SIZE})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    with (
+        pytest.raises(ModelError, match=r"fc1\.weight.*no tokens can be added"),
+        stage_artifact(tmp_path / "out", "model") as staged,
+    ):
+        prepare_model(folder, VocabularyConfig(special=("<|a|>",)), staged)
 
 
 def test_windows_are_why_packing_is_not_proven(folders: dict[str, Path], tmp_path: Path) -> None:
