@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from lib.core.artifact import STAGING_PREFIX, Staged, publish, verify, write_durably
-from lib.core.errors import ArtifactCorruptError, InfraError
+from lib.core.errors import ArtifactCorruptError, InfraError, ModelError
 from lib.core.manifest import Json, canonical_json
 from lib.train.boxes import Replicas
 from lib.train.parts import PartsReader, read_record, tensors_name, write_part
@@ -192,17 +192,38 @@ def load_state(folder: Path, state: TrainState, *, rank: int, num_ranks: int, la
     `folder` must have been verified. Each rank reads only what its pieces cover. Returns train_state.json.
 
     Raises:
-        ArtifactCorruptError: a tensor that the run needs isn't there, or its parts leave a hole.
+        ArtifactCorruptError: the parts of a tensor leave a hole.
+        ModelError: it is of other tensors than the run has, or of other shapes.
     """
     facts = read_facts(folder)
     num_saved = facts["num_ranks"]
     reader = PartsReader(folder, rank=rank * num_saved // num_ranks, num_ranks=num_saved)
     try:
+        _check_shapes(folder, state, reader)
         alike = (num_saved, facts["layout"]) == (num_ranks, layout)
         state.load(reader.fetch, read_values(folder), rank=rank if alike else None)
     finally:
         reader.close()
     return facts
+
+
+def _check_shapes(folder: Path, state: TrainState, reader: PartsReader) -> None:
+    """Raises ModelError. Moments, which a run has after its first step, are looked at when they are read."""
+    for name, piece in state.pieces().items():
+        saved = reader.whole_shape(name)
+        if saved != tuple(piece.shape):
+            found = "holds none" if saved is None else f"has {list(saved)}"
+            raise ModelError(
+                f"{folder}: the run needs {name} with shape {list(piece.shape)}, the checkpoint {found}; go on with the model "
+                "and config.model that it was trained with"
+            )
+    weights = {name.rpartition("/")[0] + "/" for name in state.pieces()}
+    more = sorted(name for name in reader.opened_names() if name.startswith(tuple(weights)) and name not in state.pieces())
+    if more:
+        raise ModelError(
+            f"{folder}: trains {', '.join(more[:3])} and so on, which the run doesn't; go on with the config.model that it was "
+            "trained with"
+        )
 
 
 def _loss_of(folder: Path) -> float:

@@ -12,11 +12,14 @@ from lib.train.times import StepTimes
 class Journal:
     """Lines of steps up to `resume_step` stay, later ones of a start that was killed are cut."""
 
-    def __init__(self, worker: Worker, run_dir: Path, *, steps: int, resume_step: int, peak_flops: float) -> None:
-        """peak_flops: of all ranks together, per second."""
+    def __init__(
+        self, worker: Worker, run_dir: Path, *, steps: int, resume_step: int, steps_before: int, peak_flops: float
+    ) -> None:
+        """steps_before: done by another run, whose metrics are here and whose timings aren't.
+        peak_flops: of all ranks together, per second."""
         self._worker, self._steps = worker, steps
         self._metrics = StepLog(run_dir / METRICS_NAME, resume_step=resume_step)
-        self._timings = StepLog(run_dir / TIMINGS_NAME, resume_step=resume_step)
+        self._timings = StepLog(run_dir / TIMINGS_NAME, resume_step=resume_step, steps_before=steps_before)
         self._meter = SpeedMeter(steps=steps, peak_flops=peak_flops)
 
     def step_done(self, report: StepReport, counter: FlopCounter, counts: StepCounts, times: StepTimes) -> None:

@@ -76,7 +76,14 @@ def run_steps(worker: Worker, job: TrainJob, place: Json, training: Training, fe
     peak = all_reduce_sum({"flops": peak_flops(device, getattr(torch, config.model.compute_dtype))})["flops"]
     journal = None
     if info.rank == 0:
-        journal = Journal(worker, run_dir, steps=job.steps, resume_step=place["resume_step"], peak_flops=peak)
+        journal = Journal(
+            worker,
+            run_dir,
+            steps=job.steps,
+            resume_step=place["resume_step"],
+            steps_before=place["steps_before"],
+            peak_flops=peak,
+        )
 
     steps = StepProfiler(config.train.profile, run_dir, info.rank, device).watch(range(first_step, job.steps + 1))
     stops = False

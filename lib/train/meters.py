@@ -48,15 +48,17 @@ class StepReport:
 class StepLog:
     """A JSON-lines file with one line a step. A resumed run cuts what a killed one had written past its checkpoint."""
 
-    def __init__(self, path: Path, *, resume_step: int) -> None:
-        """Keep the lines of steps 1 to resume_step and go on after them.
+    def __init__(self, path: Path, *, resume_step: int, steps_before: int = 0) -> None:
+        """Keep the lines of steps steps_before + 1 to resume_step and go on after them.
 
         Raises:
             ArtifactCorruptError: lines of those steps are missing or out of order.
         """
         kept = [row for row in read_rows(path) if row["step"] <= resume_step]
-        if [row["step"] for row in kept] != list(range(1, resume_step + 1)):
-            raise ArtifactCorruptError(f"{path}: doesn't hold steps 1 to {resume_step}; remove the run folder and start again")
+        if [row["step"] for row in kept] != list(range(steps_before + 1, resume_step + 1)):
+            raise ArtifactCorruptError(
+                f"{path}: doesn't hold steps {steps_before + 1} to {resume_step}; remove the run folder and start again"
+            )
         self._path = path
         fresh = path.with_name(f".{path.name}.new")
         with fresh.open("w", encoding="utf-8") as stream:

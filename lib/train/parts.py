@@ -80,6 +80,10 @@ class PartsReader:
         """Of a saved tensor; None if no part holds any of it."""
         return next((part.wholes[name] for part in map(self._part, self._paths) if name in part.wholes), None)
 
+    def opened_names(self) -> set[str]:
+        """Of all tensors in the files that have been opened."""
+        return {name for part in self._open.values() for name in part.wholes}
+
     def fetch(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
         """The box at `offset` with `shape`; no byte outside of it is read, and each once.
 

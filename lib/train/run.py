@@ -23,6 +23,7 @@ from lib.train.checkpoint import checkpoint_folder, read_values
 from lib.train.lock import run_lock
 from lib.train.meters import METRICS_NAME, TIMINGS_NAME, read_rows, speed_summary
 from lib.train.model_folder import WEIGHTS
+from lib.train.resume import STATE, begin_from, steps_before
 from lib.train.supervise import CHECKPOINTS, Progress, resume_step, tell, train_with_restarts
 from lib.train.tracker import track
 
@@ -63,6 +64,8 @@ class RunInputs:
     """Of the model."""
     run_dir: Path
     """The run's own folder; on several nodes, on a file system that all of them share."""
+    resume_from: Path | None = None
+    """Artifact: the checkpoint of an earlier run, from whose state this one goes on; None: it begins with the model."""
 
 
 def run_training(
@@ -85,13 +88,15 @@ def run_training(
     Args:
         recipe: its name; seeds and identity depend on it.
         worker: its ranks. `train` takes the job as plain values and a place: "recipe", "model_dir", "data_dir", "run_dir",
-            "identity", "resume_step" (0: from the model); "model", the digest of the model. It gives "mask_preview_html".
+            "identity", "resume_step" (0: from the model), "steps_before" (of the checkpoint that the run began with); "model",
+            the digest of the model. It gives "mask_preview_html".
         out: its lineage, with what the caller has put there, becomes tags of the tracked run.
         kind: of the examples.
         progress: called with the number of steps done and figures to show beside it (see lib/train/supervise.py `tell`).
     Raises:
-        ConfigError: the model can't be cut as config.parallel says.
-        ModelError: the logit report is of another model, was not passed, or doesn't prove the packing that is asked for.
+        ConfigError: the model can't be cut as config.parallel says; resume_from is past the last step or of other data.
+        ModelError: the logit report is of another model, was not passed, or doesn't prove the packing that is asked for;
+            resume_from is of another model or trains other weights.
         RunInUseError: another live process trains in the run folder.
         NonFiniteLossError: names the step and its samples; earlier checkpoints are untouched.
         InfraError: the workers died too often, or a checkpoint couldn't be written.
@@ -101,11 +106,19 @@ def run_training(
     check_plan(job.config.parallel, job.shape.num_ranks, spec=spec, model=job.config.model)
     _check_admitted(inputs.report, model.digest, job)
     data_digest = _data_digest(job, inputs.data_dir, data.digest, kind)
-    identity = run_identity(recipe, job, model_digest=model.digest, data_digest=data_digest)
+    before = steps_before(inputs.resume_from, steps=job.steps, model_digest=model.digest)
+    from_digest = read_manifest(inputs.resume_from).digest if inputs.resume_from else None
+    identity = run_identity(recipe, job, model_digest=model.digest, data_digest=data_digest, from_digest=from_digest)
     values = job.model_dump(mode="json")
     out.lineage.update(model=model.digest, data=data_digest, job=digest_of(values))
+    out.lineage.update({"resume_from": from_digest} if from_digest else {})
     place = {"recipe": recipe, "model_dir": str(inputs.model_dir), "data_dir": str(inputs.data_dir), "run_dir": str(run_dir)}
-    place |= {"identity": identity, "model": model.digest}
+    place |= {"identity": identity, "model": model.digest, "steps_before": before}
+
+    def start_at() -> int:
+        step = resume_step(run_dir, identity)
+        return begin_from(inputs.resume_from, run_dir, identity) if inputs.resume_from and not step else step
+
     with run_lock(run_dir), track(job.config.tracking, identity, values, out.lineage) as tracked:
 
         def on_event(event: Event) -> None:
@@ -118,7 +131,7 @@ def run_training(
             shape=job.shape,
             cluster=job.config.cluster,
             train=job.config.train,
-            start_at=lambda: resume_step(run_dir, identity),
+            start_at=start_at,
             group_factory=group_factory,
             on_event=on_event,
         )
@@ -136,10 +149,13 @@ def run_training(
     )
 
 
-def run_identity(recipe: str, job: TrainJob, *, model_digest: str, data_digest: str) -> str:
-    """Names a run by what decides its numbers: not by the cluster, deadlines or tracking, which may change on a restart."""
+def run_identity(recipe: str, job: TrainJob, *, model_digest: str, data_digest: str, from_digest: str | None = None) -> str:
+    """Names a run by what decides its numbers: not by the cluster, deadlines or tracking, which may change on a restart.
+
+    from_digest: of the checkpoint that it goes on from.
+    """
     values = job.model_dump(mode="json", exclude=_NOT_DECISIVE)
-    return digest_of({"recipe": recipe, "job": values, "model": model_digest, "data": data_digest})
+    return digest_of({"recipe": recipe, "job": values, "model": model_digest, "data": data_digest, "from": from_digest})
 
 
 def _data_digest(job: TrainJob, data_dir: Path, own_digest: str, kind: Kind) -> str:
@@ -173,8 +189,8 @@ def _fill(out: Staged, job: TrainJob, run_dir: Path, result: Json) -> PackingRep
     """Everything in `out` is a function of the job and its inputs: nothing of the clock, nothing of restarts."""
     final = checkpoint_folder(run_dir / CHECKPOINTS, job.steps)
     for entry in verify(final).files:
-        link_or_copy(final / entry.path, out.path / "state" / entry.path)
-        out.known_sha256[f"state/{entry.path}"] = entry.sha256
+        link_or_copy(final / entry.path, out.path / STATE / entry.path)
+        out.known_sha256[f"{STATE}/{entry.path}"] = entry.sha256
     weights = {}
     for path in sorted(path for path in (run_dir / EXPORT).rglob("*") if path.is_file()):
         name = path.relative_to(run_dir / EXPORT)

@@ -33,6 +33,7 @@ class Inputs:
     model: Path
     data: Path
     report: LogitReport
+    resume_from: Path | None = None
 
 
 @dataclass
@@ -105,7 +106,7 @@ def train(
 
 
 def fill(inputs: Inputs, settings: SftJob, staged: Staged, *, run_dir: Path, shown: Shown, factory: GroupFactory) -> None:
-    given = RunInputs(inputs.model, inputs.data, inputs.report, run_dir)
+    given = RunInputs(inputs.model, inputs.data, inputs.report, run_dir, inputs.resume_from)
     run_sft(settings, given, staged, group_factory=factory, progress=shown)
 
 

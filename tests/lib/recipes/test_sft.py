@@ -185,6 +185,20 @@ def test_a_trace_changes_no_bit(uninterrupted: tuple[Path, Manifest], inputs: In
         job(train={"profile": {"first_step": 7}})
 
 
+def test_nothing_of_a_run_before_is_taken_from_a_dirty_folder(
+    uninterrupted: tuple[Path, Manifest], inputs: Inputs, tmp_path: Path
+) -> None:
+    """[J3] Metrics, an export and half-written checkpoints of another run, whose own checkpoints are gone: the run begins at
+    step 1 and ends in the bits of a clean one, metrics and samples too.
+    """
+    train(inputs, job(steps=7, data={"seed": 5}), tmp_path, name="old")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    os.rename(checkpoints / "step-00000006", checkpoints / ".staging-step-00000006-0")
+    shutil.rmtree(checkpoints / "step-00000007")
+    (tmp_path / "run" / "export" / "hf" / "stale.safetensors").write_bytes(b"old")
+    assert train(inputs, job(), tmp_path).digest == uninterrupted[1].digest
+
+
 def test_training_needs_the_models_own_report_passed(inputs: Inputs, tmp_path: Path) -> None:
     for change, words in (({"model_digest": "0" * 64}, "is of model 0000"), ({"passed": False}, "has not passed")):
         wrong = Inputs(inputs.model, inputs.data, inputs.report.model_copy(update=change))
