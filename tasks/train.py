@@ -47,34 +47,45 @@ _ON_RAY = {
 
 @task(**_ON_RAY)
 @retry_infrastructure
-def train_on_ray(model: ModelArtifact, data: Dataset, report: LogitReport, job: SftJob) -> Checkpoint:
-    """Train, or go on where an earlier try of the same run was interrupted."""
-    return _train(model, data, report, job)
+def train_on_ray(
+    model: ModelArtifact, data: Dataset, report: LogitReport, job: SftJob, resume_from: Checkpoint | None = None
+) -> Checkpoint:
+    """Train, or go on where an earlier try of the same run was interrupted.
+
+    resume_from: a checkpoint of another run; this one begins with its state.
+    """
+    return _train(model, data, report, job, resume_from)
 
 
 @task(**_ON_RAY)
 @retry_infrastructure
-def train_tokens_on_ray(model: ModelArtifact, tokens: TokenizedDataset, report: LogitReport, job: SftJob) -> Checkpoint:
+def train_tokens_on_ray(
+    model: ModelArtifact, tokens: TokenizedDataset, report: LogitReport, job: SftJob, resume_from: Checkpoint | None = None
+) -> Checkpoint:
     """The same on conversations that were tokenised before, by this model's tokenizer and the rules of this job."""
-    return _train(model, tokens, report, job)
+    return _train(model, tokens, report, job, resume_from)
 
 
-def _train(model: Artifact, data: Artifact, report: Artifact, job: SftJob) -> CheckpointFolder:
-    identity = run.run_identity(sft.NAME, job, model_digest=model.digest, data_digest=data.digest)
+def _train(model: Artifact, data: Artifact, report: Artifact, job: SftJob, resume_from: Artifact | None) -> CheckpointFolder:
+    digests = {"model_digest": model.digest, "data_digest": data.digest}
+    identity = run.run_identity(sft.NAME, job, **digests, from_digest=resume_from.digest if resume_from else None)
     run_dir = runs_root() / f"sft-{identity[:16]}-{code_version(__name__, '_train', __file__)[:8]}"
     checkpoint = CheckpointFolder.create()
     with checkpoint.write() as out, bar("train", "steps", job.steps) as shown:
         out.lineage["logit_report"] = report.digest
-        inputs = run.RunInputs(model.open(), data.open(), logit_report.read_logit_report(report.open()), run_dir)
+        proof, begun = logit_report.read_logit_report(report.open()), resume_from.open() if resume_from else None
+        inputs = run.RunInputs(model.open(), data.open(), proof, run_dir, begun)
         sft.run_sft(job, inputs, out, group_factory=ray_backend.RayGroup, progress=shown.tell)
     return checkpoint
 
 
 @dynamic(cache=CACHED, container_image=CPU_IMAGE, requests=SMALL, retries=RETRIES)
-def train(model: ModelArtifact, data: Dataset, report: LogitReport, job: SftJob) -> Checkpoint:
+def train(
+    model: ModelArtifact, data: Dataset, report: LogitReport, job: SftJob, resume_from: Checkpoint | None = None
+) -> Checkpoint:
     """Size the cluster from the job; an override in a static workflow would be lost."""
-    cluster = ray_job(job.shape)
+    cluster, given = ray_job(job.shape), {"model": model, "report": report, "job": job, "resume_from": resume_from}
     if not job.config.data.tokenize_first:
-        return train_on_ray(model=model, data=data, report=report, job=job).with_overrides(task_config=cluster)
+        return train_on_ray(data=data, **given).with_overrides(task_config=cluster)
     tokens = tokenize(data=data, tokenizer=take_tokenizer(model=model), config=job.config.data.chat)
-    return train_tokens_on_ray(model=model, tokens=tokens, report=report, job=job).with_overrides(task_config=cluster)
+    return train_tokens_on_ray(tokens=tokens, **given).with_overrides(task_config=cluster)

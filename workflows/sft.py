@@ -1,7 +1,6 @@
 """Supervised fine-tuning: rows and a model in, a trained and scored model out.
 
-pyflyte -c flyte.config run workflows/sft.py sft --inputs-file configs/sft/smollm2_quickstart.yaml
-"""
+pyflyte -c flyte.config run workflows/sft.py sft --inputs-file configs/sft/smollm2_quickstart.yaml"""
 
 from typing import NamedTuple
 
@@ -47,6 +46,7 @@ def sft(  # noqa: PLR0913 - a workflow's inputs are its form in the console
     config: SftConfig = DEFAULT_CONFIG,
     evaluation: EvalConfig = DEFAULT_EVALUATION,
     vocabulary: VocabularyConfig = NO_TOKENS,
+    resume_from: Checkpoint | None = None,
 ) -> SftOutputs:
     """Fine-tune a model on conversations and compare it with itself before.
 
@@ -64,15 +64,15 @@ def sft(  # noqa: PLR0913 - a workflow's inputs are its form in the console
         config: everything else about training.
         evaluation: how the model is scored.
         vocabulary: tokens that the model gets before it is trained.
+        resume_from: a checkpoint of an earlier run, of this model and data, whose training goes on.
     """
     size = {"steps": steps, "sequence_length": sequence_length, "nodes": nodes, "gpus_per_node": gpus_per_node}
     job = check_job(learning_rate=learning_rate, config=config, **size)
     rows = ingest(source=train_data, config=train_rows)
     held_out = ingest(source=eval_data, config=eval_rows)
     prepared = prepare_model(source=stamp_model(source=model), vocabulary=vocabulary)
-    proof = verify_model(model=prepared)
     before = evaluate(model=prepared, data=held_out, config=evaluation, gpus_per_node=gpus_per_node)
-    checkpoint = train(model=prepared, data=rows, report=proof, job=job)
+    checkpoint = train(model=prepared, data=rows, report=verify_model(model=prepared), job=job, resume_from=resume_from)
     trained = export_model(checkpoint=checkpoint)
     after = evaluate(model=trained, data=held_out, config=evaluation, gpus_per_node=gpus_per_node)
     scores = {"before": before, "after": after, "config": evaluation}

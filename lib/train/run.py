@@ -112,7 +112,12 @@ def run_training(
     values = job.model_dump(mode="json")
     out.lineage.update(model=model.digest, data=data_digest, job=digest_of(values))
     out.lineage.update({"resume_from": from_digest} if from_digest else {})
-    place = {"recipe": recipe, "model_dir": str(inputs.model_dir), "data_dir": str(inputs.data_dir), "run_dir": str(run_dir)}
+    place: Json = {
+        "recipe": recipe,
+        "model_dir": str(inputs.model_dir),
+        "data_dir": str(inputs.data_dir),
+        "run_dir": str(run_dir),
+    }
     place |= {"identity": identity, "model": model.digest, "steps_before": before}
 
     def start_at() -> int:
