@@ -4,7 +4,7 @@ import importlib
 import inspect
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lib.config.base import Frozen, read_yaml
 from lib.config.recipes import HeadsJob, SftJob, TrainJob
@@ -34,7 +34,8 @@ def read_job(path: Path, given: dict[str, Any]) -> tuple[Any, dict[str, Any], Tr
     known = workflow.python_interface.inputs_with_defaults
     if unknown := sorted(set(values) - set(known)):
         raise ConfigError(f"{path}: {name} has no input {unknown[0]!r}; it has {', '.join(known)}")
-    if missing := sorted(key for key, (_, default) in known.items() if default is None and key not in values):
+    needed = {key for key, (kind, default) in known.items() if default is None and type(None) not in get_args(kind)}
+    if missing := sorted(needed - values.keys()):
         raise ConfigError(f"{path}: {missing[0]} is missing; {name} can't run without")
     inputs = {key: default for key, (_, default) in known.items()} | values
     for key, (kind, _) in known.items():

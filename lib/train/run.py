@@ -88,8 +88,8 @@ def run_training(
     Args:
         recipe: its name; seeds and identity depend on it.
         worker: its ranks. `train` takes the job as plain values and a place: "recipe", "model_dir", "data_dir", "run_dir",
-            "identity", "resume_step" (0: from the model), "steps_before" (of the checkpoint that the run began with); "model",
-            the digest of the model. It gives "mask_preview_html".
+            "identity", "resume_step" (0: from the model); "model" and "resume_from", the digests of the model and of the
+            checkpoint that the run begins with, which has "steps_before" behind it. It gives "mask_preview_html".
         out: its lineage, with what the caller has put there, becomes tags of the tracked run.
         kind: of the examples.
         progress: called with the number of steps done and figures to show beside it (see lib/train/supervise.py `tell`).
@@ -106,19 +106,10 @@ def run_training(
     check_plan(job.config.parallel, job.shape.num_ranks, spec=spec, model=job.config.model)
     _check_admitted(inputs.report, model.digest, job)
     data_digest = _data_digest(job, inputs.data_dir, data.digest, kind)
-    before = steps_before(inputs.resume_from, steps=job.steps, model_digest=model.digest)
-    from_digest = read_manifest(inputs.resume_from).digest if inputs.resume_from else None
-    identity = run_identity(recipe, job, model_digest=model.digest, data_digest=data_digest, from_digest=from_digest)
-    values = job.model_dump(mode="json")
+    place = _place(recipe, job, inputs, model_digest=model.digest, data_digest=data_digest)
+    identity, values = place["identity"], job.model_dump(mode="json")
     out.lineage.update(model=model.digest, data=data_digest, job=digest_of(values))
-    out.lineage.update({"resume_from": from_digest} if from_digest else {})
-    place: Json = {
-        "recipe": recipe,
-        "model_dir": str(inputs.model_dir),
-        "data_dir": str(inputs.data_dir),
-        "run_dir": str(run_dir),
-    }
-    place |= {"identity": identity, "model": model.digest, "steps_before": before}
+    out.lineage.update({"resume_from": place["resume_from"]} if place["resume_from"] else {})
 
     def start_at() -> int:
         step = resume_step(run_dir, identity)
@@ -152,6 +143,17 @@ def run_training(
         mlflow_run_id=tracked.run_id,
         run_identity=identity,
     )
+
+
+def _place(recipe: str, job: TrainJob, inputs: RunInputs, *, model_digest: str, data_digest: str) -> Json:
+    """What the ranks are told beside the job; refuses a checkpoint to go on from that doesn't fit."""
+    begun = inputs.resume_from
+    before = steps_before(begun, steps=job.steps, model_digest=model_digest)
+    from_digest = read_manifest(begun).digest if begun else None
+    identity = run_identity(recipe, job, model_digest=model_digest, data_digest=data_digest, from_digest=from_digest)
+    folders = {"model_dir": str(inputs.model_dir), "data_dir": str(inputs.data_dir), "run_dir": str(inputs.run_dir)}
+    names = {"recipe": recipe, "identity": identity, "model": model_digest, "resume_from": from_digest}
+    return {**folders, **names, "steps_before": before}
 
 
 def run_identity(recipe: str, job: TrainJob, *, model_digest: str, data_digest: str, from_digest: str | None = None) -> str:
