@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.report import apply_cpu_profile
 
-_SCAFFOLD = {"__init__", "__main__", "killing", "report", "trial"}
+_SCAFFOLD = {"__init__", "__main__", "killing", "ranks", "report", "trial"}
 
 
 def names() -> list[str]:
