@@ -11,10 +11,12 @@ from flytekitplugins.ray.task import RayFunctionTask
 from kubernetes.client import (
     V1Container,
     V1EmptyDirVolumeSource,
+    V1EnvFromSource,
     V1EnvVar,
     V1PersistentVolumeClaimVolumeSource,
     V1PodSpec,
     V1ResourceRequirements,
+    V1SecretEnvSource,
     V1Volume,
     V1VolumeMount,
 )
@@ -26,6 +28,9 @@ SHM = "/dev/shm"  # noqa: S108 - a mount point inside a pod
 SHARED_HOME = "/postflyte"
 """Where the volume claim `postflyte-home` (ReadWriteMany) is mounted on every node of a Ray cluster: the ranks read the
 model, the data and the checkpoints of the run from it."""
+SECRET = "postflyte"  # noqa: S105 - a name
+"""Kubernetes secret whose keys are environment variables of head and workers: tokens, addresses, credentials."""
+GPU_LABEL = "nvidia.com/gpu.product"
 TTL_SECONDS = 300
 GRACE_SECONDS = 60
 """From SIGTERM to SIGKILL where a pod has to go: config.train.grace_seconds, and some more to end."""
@@ -59,7 +64,7 @@ def ray_job(shape: ClusterShape) -> ClusterJob:
         replicas=shape.nodes,
         min_replicas=shape.nodes,
         max_replicas=shape.nodes,
-        pod_template=_pod("ray-worker", cpus, memory_gib, gpus),
+        pod_template=_pod("ray-worker", cpus, memory_gib, gpus, shape.accelerator),
     )
     return ClusterJob(
         worker_node_config=[worker],
@@ -78,8 +83,9 @@ def engine_shape(config: EvalConfig, gpus_per_node: int) -> ClusterShape:
     return ClusterShape(nodes=nodes, gpus_per_node=per_node, ranks_per_node=per_node, threads_per_rank=1)
 
 
-def _pod(container: str, cpus: int, memory_gib: int, gpus: int) -> PodTemplate:
-    """Resources, shared memory for collectives and loaders (a quarter of the memory), and the shared home."""
+def _pod(container: str, cpus: int, memory_gib: int, gpus: int, accelerator: str | None = None) -> PodTemplate:
+    """Resources, shared memory for collectives and loaders (a quarter of the memory), the shared home, and the environment of
+    the cluster's secret, where there is one: its values are in no spec, log or input."""
     amounts = {"cpu": str(cpus), "memory": f"{memory_gib}Gi", **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
     mounts = [V1VolumeMount(name="shm", mount_path=SHM), V1VolumeMount(name="postflyte-home", mount_path=SHARED_HOME)]
     claim = V1PersistentVolumeClaimVolumeSource(claim_name="postflyte-home")
@@ -88,11 +94,13 @@ def _pod(container: str, cpus: int, memory_gib: int, gpus: int) -> PodTemplate:
         primary_container_name=container,
         pod_spec=V1PodSpec(
             termination_grace_period_seconds=GRACE_SECONDS,
+            node_selector={GPU_LABEL: accelerator} if accelerator else None,
             containers=[
                 V1Container(
                     name=container,
                     resources=V1ResourceRequirements(requests=amounts, limits=amounts),
                     env=[V1EnvVar(name="POSTFLYTE_HOME", value=SHARED_HOME)],
+                    env_from=[V1EnvFromSource(secret_ref=V1SecretEnvSource(name=SECRET, optional=True))],
                     volume_mounts=mounts,
                 )
             ],

@@ -18,6 +18,8 @@ class ClusterConfig(Frozen):
     """Time for all ranks to come up and join."""
     heartbeat_seconds: Number = Field(default=45.0, ge=5.0)
     """A rank that hasn't answered for this long is reported dead and the group is torn down."""
+    accelerator: str | None = Field(default=None, pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$")
+    """Kind of GPU that the nodes must have, as NVIDIA's feature discovery labels them (`nvidia.com/gpu.product`)."""
 
 
 AXES = ("replicate", "shard", "expert", "context", "tensor")
@@ -69,6 +71,8 @@ class ClusterShape(Frozen):
     gpus_per_node: int = Field(ge=0)
     ranks_per_node: int = Field(ge=1)
     threads_per_rank: int = Field(ge=1)
+    accelerator: str | None = None
+    """Label of the GPUs; None: any."""
 
     @property
     def num_ranks(self) -> int:

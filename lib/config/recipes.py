@@ -83,6 +83,7 @@ class TrainJob(Frozen):
             gpus_per_node=self.gpus_per_node,
             ranks_per_node=self.gpus_per_node or cluster.cpu_ranks_per_node,
             threads_per_rank=cluster.threads_per_rank,
+            accelerator=cluster.accelerator,
         )
 
     @model_validator(mode="after")
@@ -99,6 +100,8 @@ class TrainJob(Frozen):
                 f"config.train.rows_per_step ({train.rows_per_step}) is not a multiple of {ranks} {kind} x "
                 f"{train.rows_per_micro_batch} rows_per_micro_batch"
             )
+        if config.cluster.accelerator and not self.gpus_per_node:
+            raise ValueError(f"config.cluster.accelerator is {config.cluster.accelerator}, but gpus_per_node is 0")
         if self.config.optim.warmup_steps >= self.steps:
             raise ValueError(f"config.optim.warmup_steps ({self.config.optim.warmup_steps}) is not below steps ({self.steps})")
         if train.profile and train.profile.last_step > self.steps:

@@ -66,10 +66,10 @@ def _containers(pod: dict[str, Any]) -> dict[str, str]:
     return dict(container["resources"]["limits"])
 
 
-def _check_ray(custom: dict[str, Any], *, nodes: int, gpus: int) -> None:
-    """[I11] the cluster ends with its job; GPUs are asked for by workers and by nobody else."""
+def _check_ray(custom: dict[str, Any], *, nodes: int, gpus: int, accelerator: str | None = None) -> None:
+    """[I11] the cluster ends with its job; GPUs are asked for by workers and by nobody else. [I13] Secrets come by name."""
     assert custom["shutdownAfterJobFinishes"] is True
-    assert custom["ttlSecondsAfterFinished"] > 0
+    assert custom["ttlSecondsAfterFinished"] == 300
     cluster = custom["rayCluster"]
     (workers,) = cluster["workerGroupSpec"]
     assert workers["replicas"] == workers["minReplicas"] == workers["maxReplicas"] == nodes
@@ -77,8 +77,17 @@ def _check_ray(custom: dict[str, Any], *, nodes: int, gpus: int) -> None:
     head = cluster["headGroupSpec"]
     assert GPU not in _containers(head)
     assert head["rayStartParams"]["num-cpus"] == "0"
+    assert _containers(head) == {"cpu": "4", "memory": "16Gi"}
+    if gpus:
+        assert _containers(workers) == {"cpu": str(12 * gpus), "memory": f"{160 * gpus}Gi", GPU: str(gpus)}
+    selector = {"nvidia.com/gpu.product": accelerator} if accelerator else None
+    assert workers["k8sPod"]["podSpec"].get("nodeSelector") == selector
+    assert "nodeSelector" not in head["k8sPod"]["podSpec"]
     for pod in (workers, head):
         spec = pod["k8sPod"]["podSpec"]
+        (container,) = spec["containers"]
+        assert container["envFrom"] == [{"secretRef": {"name": "postflyte", "optional": True}}]
+        assert {entry["name"] for entry in container["env"]} == {"POSTFLYTE_HOME"}
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
         assert volumes["shm"]["emptyDir"]["sizeLimit"].endswith("Gi")
@@ -206,7 +215,8 @@ with FlyteContextManager.with_context(ctx) as ctx:
     state = ctx.execution_state.with_params(mode=ExecutionState.Mode.TASK_EXECUTION)
     with FlyteContextManager.with_context(ctx.with_execution_state(state)) as ctx:
         job = SftJob.parse({"learning_rate": 1e-5, "steps": 100, "sequence_length": 512, "nodes": nodes, "gpus_per_node": gpus,
-            "config": {"train": {"rows_per_step": 32}, "data": {"tokenize_first": sys.argv[3] == "tokens"}}}, where="test")
+            "config": {"train": {"rows_per_step": 512}, "cluster": {"accelerator": "NVIDIA-H100-80GB-HBM3" if gpus else None},
+                "data": {"num_streams": 512, "tokenize_first": sys.argv[3] == "tokens"}}}, where="test")
         shown = []
         for entity, inputs in (
             (train, {"model": at(ModelFolder), "data": at(DatasetFolder), "report": at(LogitReportFolder), "job": job}),
@@ -223,7 +233,7 @@ print(json.dumps(shown))
 """
 
 
-@pytest.mark.parametrize(("nodes", "gpus", "rows"), [(1, 0, "rows"), (1, 8, "tokens"), (4, 8, "rows")])
+@pytest.mark.parametrize(("nodes", "gpus", "rows"), [(1, 0, "rows"), (1, 8, "tokens"), (4, 8, "rows"), (64, 8, "rows")])
 def test_clusters_are_sized_by_the_inputs(nodes: int, gpus: int, rows: str) -> None:
     """[I12] compiled as propeller would, each size in a process of its own: an override lasts as long as its process. Rows are
     tokenised before the cluster starts where that is asked for."""
@@ -231,9 +241,9 @@ def test_clusters_are_sized_by_the_inputs(nodes: int, gpus: int, rows: str) -> N
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     train, evaluate = json.loads(result.stdout.splitlines()[-1])
-    for task in (train, evaluate):
-        assert task["image"] == IMAGES["train"]
-        _check_ray(task["custom"], nodes=nodes, gpus=gpus)
+    assert train["image"] == evaluate["image"] == IMAGES["train"]
+    _check_ray(train["custom"], nodes=nodes, gpus=gpus, accelerator="NVIDIA-H100-80GB-HBM3" if gpus else None)
+    _check_ray(evaluate["custom"], nodes=nodes, gpus=gpus)
     assert train["name"] == f"tasks.train.train{'_tokens' if rows == 'tokens' else ''}_on_ray"
     assert train["beside"] == (["tasks.tokenize.take_tokenizer", "tasks.tokenize.tokenize"] if rows == "tokens" else [])
     assert evaluate["beside"] == []

@@ -61,6 +61,7 @@ REFUSED = [
     ({"config": {"tracking": {"mlflow": "yes"}}}, "config.tracking.mlflow"),
     ({"config": {"tracking": {"experiment": ""}}}, "config.tracking.experiment"),
     ({"config": {"cluster": {"heartbeat_seconds": 1}}}, "config.cluster.heartbeat_seconds"),
+    ({"config": {"cluster": {"accelerator": "H100"}}}, "config.cluster.accelerator is H100, but gpus_per_node is 0"),
     ({"config": {"parallel": {"tensor": 0}}}, "config.parallel.tensor"),
     ({"config": {"parallel": {"tensor": 3}}}, "config.parallel: tensor 3 doesn't make 2 ranks"),
     ({"config": {"parallel": {"shard": 1}}}, "config.parallel"),
