@@ -22,7 +22,8 @@ from lib.data.document import Document
 from lib.data.feed import ChatFeed
 from lib.data.rows import ingest_dataset
 from lib.data.tokenize import tokenize_conversations
-from lib.evals.heads import HeadsReport
+from lib.evals.heads import HeadsReport, write_heads_report
+from lib.evals.heads_page import evaluation_metrics, write_heads_page
 from lib.models.admit import admit_model
 from lib.models.head_io import read_heads
 from lib.recipes.evaluate_heads import run_heads_evaluation
@@ -195,6 +196,27 @@ def test_scores_are_the_training_s_own_figures(trained: Path, inputs: Inputs, la
     two = score(inputs.model, labelled.data, settings, shape=heads_job(ranks=2).shape)
     assert two.loss == pytest.approx(before.loss, rel=1e-6) and two.num_rows == before.num_rows
     assert score(tmp_path / "checkpoint" / "hf", labelled.data, settings).loss < before.loss
+
+
+def test_the_report_compares_every_head(trained: Path, inputs: Inputs, labelled: Labelled, tmp_path: Path) -> None:
+    """Numbers for programs, a page without links for people; scores of other rows are refused."""
+    folders = {"before": (inputs.model, 40), "after": (trained / "checkpoint" / "hf", 40), "fewer": (inputs.model, 8)}
+    reports = {name: score(model, labelled.data, heads_job(), max_rows=rows) for name, (model, rows) in folders.items()}
+    for name, report in reports.items():
+        with stage_artifact(tmp_path / name, "heads_report") as staged:
+            write_heads_report(report, staged)
+    with stage_artifact(tmp_path / "report", "report") as staged:
+        parts = {"checkpoint": trained / "checkpoint", "after": tmp_path / "after"}
+        summary = write_heads_page(staged, **parts, before=tmp_path / "before")
+        with pytest.raises(DataError, match="score the same ones"):
+            write_heads_page(staged, **parts, before=tmp_path / "fewer")
+    assert json.loads((tmp_path / "report" / "summary.json").read_text(encoding="utf-8")) == summary
+    assert summary["loss_before"] == reports["before"].loss and summary["loss_after"] == reports["after"].loss
+    assert list(summary["heads"]) == [head["name"] for head in HEADS]
+    assert summary["heads"]["reward"]["accuracy_after"] is None
+    assert evaluation_metrics(summary)["eval.topic.loss_after"] == reports["after"].heads[3].loss
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert all(part in page for part in ("Loss of worth", "clicked", 'class="trained"')) and "http://" not in page
 
 
 @pytest.mark.parametrize("head", [REWARD, TOPIC], ids=["number", "label"])
