@@ -1,11 +1,13 @@
 """Streaming: rows a CPU second from files to packed tensors, and what a kill loses or repeats.
 
-`python -m benchmarks stream [--rows 4000] [--rounds 3] [--kills 20] [--tokenizer FOLDER]`, one thread, CPU time.
+`python -m benchmarks stream [--rows 4000] [--rounds 3] [--kills 20] [--unseen .05] [--tokenizer FOLDER]`, one thread, CPU time.
 
 Two pipelines end in packed batches. `text`: JSON lines are decoded, checked, encoded with masks, packed and laid out as
 tensors; beside it the tokenizer alone (`encode_batch`, and `encode_batch_fast`, which finds no character offsets), given the
-same rendered texts in batches of 1,000. `tokens`: stored tokens are read, shuffled, packed and laid out; beside it Hugging
-Face `datasets` streaming the same Arrow shards row by row, and doing no more.
+same rendered texts in batches of 1,000. The texts are English prose of some 9,000 words, in which `unseen` of the words are
+made up. Each round has texts of its own, so neither the tokenizer nor our encoder of words has met those before. `tokens`:
+stored tokens are read, shuffled, packed and laid out; beside it Hugging Face `datasets` streaming the same Arrow shards row by
+row, and doing no more.
 
 Before that a process that reads these rows is killed (SIGKILL) at random moments and its successor resumes from the last
 position put down (see killing.py): rows lost and repeated against the order of a run that nobody stopped; beside it
@@ -18,9 +20,10 @@ import random
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from pydoc_data.topics import topics
+from string import ascii_lowercase
 from typing import Any
 
 import datasets
@@ -43,20 +46,26 @@ from lib.tokens.tokenizer import Tokenizer
 
 SEQUENCE_LENGTH, ROWS_PER_STEP = 2048, 8
 CONFIG = DataConfig(num_streams=8, open_packs=16, shuffle_rows=256, long_rows="truncate")
-MEAN_WORDS, MOST_WORDS = 150, 1200
+MEAN_WORDS, MOST_WORDS, UNSEEN = 150, 1200, 0.05
 BATCH_ROWS = 1000
 HF_STEP_ROWS = 8
 TOKENIZER = Path(".quickstart/smollm2")
 
 
-def write_rows(path: Path, num_rows: int) -> None:
-    """Conversations of English text, of lognormal lengths, the same every time."""
+def write_rows(path: Path, num_rows: int, unseen: float = UNSEEN) -> None:
+    """Conversations of English text, of lognormal lengths, the same every time.
+
+    Args: unseen: share of the words that are made up.
+    """
     words = " ".join(topics.values()).split()
     source = random.Random(0)
 
+    def made_up() -> str:
+        return "".join(source.choices(ascii_lowercase, k=source.randint(3, 9)))
+
     def text(num_words: int) -> str:
         start = source.randrange(len(words) - num_words)
-        return " ".join(words[start : start + num_words])
+        return " ".join(made_up() if source.random() < unseen else word for word in words[start : start + num_words])
 
     with path.open("w", encoding="utf-8") as file:
         for number in range(num_rows):
@@ -168,7 +177,7 @@ class Prepared:
     @staticmethod
     def of(folder: Path, options: argparse.Namespace) -> "Prepared":
         path = folder / "rows.jsonl"
-        write_rows(path, options.rows)
+        write_rows(path, options.rows * (options.rounds + 1), options.unseen)
         say("tokenising once, for the stored tokens and the texts of the tokenizer alone")
         tokenizer = Tokenizer.load(options.tokenizer)
         encoding = Encoding.of_chat(ChatEncoder(tokenizer))
@@ -181,22 +190,24 @@ class Prepared:
 def race(given: Prepared, folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Rows a CPU second of every variant."""
     text_run, token_run = Runner(given.source, given.encoding), Runner(given.tokens, given.tokens.encoding)
-    passes, hf_rows, texts = options.token_passes, hf_stream(folder / "tokens"), given.texts
+    passes, hf_rows = options.token_passes, hf_stream(folder / "tokens")
 
-    def raw() -> None:
-        for start in range(0, len(texts), BATCH_ROWS):
-            given.tokenizer.backend.encode_batch(texts[start : start + BATCH_ROWS], add_special_tokens=False)
+    def raw(encode: Callable[..., object]) -> Callable[[], None]:
+        rest = cycle(given.texts)
 
-    def raw_fast() -> None:
-        for start in range(0, len(texts), BATCH_ROWS):
-            given.tokenizer.backend.encode_batch_fast(texts[start : start + BATCH_ROWS], add_special_tokens=False)
+        def run() -> None:
+            texts = list(islice(rest, options.rows))
+            for start in range(0, len(texts), BATCH_ROWS):
+                encode(texts[start : start + BATCH_ROWS], add_special_tokens=False)
+
+        return run
 
     variants: dict[str, tuple[int, Callable[[], None]]] = {
         "text": (options.rows, lambda: text_run.advance(options.rows)),
-        "raw_tokenizer": (options.rows, raw),
-        "raw_tokenizer_without_offsets": (options.rows, raw_fast),
+        "raw_tokenizer": (options.rows, raw(given.tokenizer.backend.encode_batch)),
+        "raw_tokenizer_without_offsets": (options.rows, raw(given.tokenizer.backend.encode_batch_fast)),
         "tokens": (passes * options.rows, lambda: token_run.advance(passes * options.rows)),
-        "hf_rows": (options.rows, lambda: read_all(hf_rows)),
+        "hf_rows": (len(given.texts), lambda: read_all(hf_rows)),
     }
     seconds = medians(interleaved_cpu_seconds({name: run for name, (_, run) in variants.items()}, rounds=options.rounds))
     return {name: num_rows / seconds[name] for name, (num_rows, _) in variants.items()}
@@ -209,6 +220,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--token-passes", type=int, default=5)
+    parser.add_argument("--unseen", type=float, default=UNSEEN)
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
     options = parser.parse_args(arguments)
     datasets.disable_progress_bars()

@@ -159,9 +159,7 @@ def _documents(batch: pa.RecordBatch, rows: range, first: int) -> list[SourceRow
     labels: Sequence[str | None] = [None] * len(rows)
     if batch.column("labels").null_count < len(weights):
         labels = batch.column("labels").take(pa.array(chosen)).to_pylist()
-    return [
-        SourceRow(first + row, size, Document(name, token_ids[start:stop], loss_mask[start:stop], factor, count, label))
-        for row, size, name, start, stop, factor, count, label in zip(
-            rows, characters, ids, starts, stops, factors, targets, labels
-        )
-    ]
+    places = list(zip(starts, stops))
+    parts = ([values[start:stop] for start, stop in places] for values in (token_ids, loss_mask))
+    documents = map(Document, ids, *parts, factors, targets, labels)
+    return list(map(SourceRow._make, zip(range(first + rows.start, first + rows.stop, rows.step), characters, documents)))
