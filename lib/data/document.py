@@ -1,6 +1,6 @@
 """Tokenised samples, alone and sharing a row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class Document:
     """Trained tokens that some position predicts: all but the first token, which no token comes before."""
     labels: str | None
     """What output heads should put out for it; see Conversation."""
-    num_tokens: int
+    num_tokens: int = field(init=False)
     """T"""
 
     def __init__(
