@@ -86,7 +86,7 @@ def compare_random(case: RandomCase, seed: int) -> CaseResult:
     """Compare a random model: logits, gradients, packing, and whether documents see each other."""
     generator = torch.Generator().manual_seed(seed)
     reference, decoder = random_model(case, generator)
-    documents = random_documents(generator, decoder.spec.vocab_size, (1, 23, 37, 12, 8))
+    documents = random_documents(generator, decoder.spec.vocab_size, (1, 23, 70, 12, 8))
     reference_loss, ours_loss = torch.zeros(()), torch.zeros(())
     packed = _packed_logits(decoder, documents)
     expected = [reference(ids[None], use_cache=False).logits[0] for ids in documents]

@@ -34,7 +34,7 @@ from lib.models.spec import DecoderSpec, RopeScaling
 
 Numbers = dict[str, Any]
 WINDOWS = (1, 2, 5, 8, 30)
-"""Against documents of up to 37 tokens: most end several windows behind where they began."""
+"""Against documents of up to 70 tokens: most end several windows behind where they began."""
 
 
 @dataclass(frozen=True)

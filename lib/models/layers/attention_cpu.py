@@ -1,20 +1,30 @@
-"""Causal attention within documents on CPU: each document by itself, nothing between them.
+"""Causal attention within documents on CPU: matrix products of a block of queries with the keys that it may see.
 
-A window is met by taking blocks of queries with the keys that they can see. A sink becomes one more key: queries get a
-channel that holds the sink's score, which only that key reads. So the fused kernel does all of it, but for soft caps,
-whose scores are made in full, block by block.
+A document is cut into blocks, short neighbours share one: so little is computed that is masked, and no product is too
+small to be fast. A block's probabilities are kept for the backward pass or, where they are many, made again: memory grows
+with the tokens, not with their square. A sink is one more score of each query, of a key that holds nothing. Long
+documents without window, cap and sinks go to PyTorch's fused kernel, which is faster on them.
 
-Letters: B rows, T tokens, N query heads, K key-value heads, H head channels, L tokens of a document, Q queries of a block.
+Letters: B rows, T tokens (of all rows), N query heads, K key-value heads, G query heads of each, H head
+channels, Q queries of a block, R those of all G heads under each other, L keys that it sees, E those and the sink.
 """
 
-import torch
-from torch.nn.functional import scaled_dot_product_attention
+from itertools import repeat
+from typing import Any
 
+import torch
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from lib.models.layers.blocks import Block, Piece, cut
 from lib.models.layers.documents import DocumentLayout
 from lib.models.layers.scores import Scores
 
-MIN_BLOCK = 16
-"""Queries of a block at least, where a window is narrower: smaller calls cost more than they save."""
+BLOCK_QUERIES = 64
+"""Queries of a block. With more, more is computed that is masked; with fewer, products get slow."""
+KEPT_KEYS = 512
+"""A block that sees more keys makes its probabilities again in the backward pass: one product of seven, for memory."""
+FUSED_TOKENS = 768
+"""Longer documents go to the fused kernel where it can do them."""
 
 
 def document_attention_cpu(
@@ -22,85 +32,107 @@ def document_attention_cpu(
 ) -> torch.Tensor:
     """[B, T, N, H] attention output in the dtype of `q`; zero on padding.
 
-    Softmax and products are float32: on CPU that is faster than bfloat16 for documents of usual length, and exact
-    to the kernel.
+    Softmax and products are float32: on CPU that is faster than bfloat16 for documents of usual length, and exact.
     """
-    if "segments" not in layout.derived:
-        layout.derived["segments"] = _segments(layout)
-    lengths, is_document = layout.derived["segments"]
-    if not any(is_document):
-        # Nothing but padding still gives every weight a gradient, of zeros: other ranks wait for it.
-        inputs = (q_BTNH, k_BTKH, v_BTKH, *(() if scores.sinks_N is None else (scores.sinks_N,)))
-        return torch.zeros_like(q_BTNH) + 0.0 * torch.stack([x.sum() for x in inputs]).sum()
-    q, k, v = (torch.split(x.flatten(0, 1).float(), lengths) for x in (q_BTNH, k_BTKH, v_BTKH))
-    outputs = [
-        _one_document(q_LNH, k_LKH, v_LKH, scores) if real else torch.zeros_like(q_LNH)
-        for q_LNH, k_LKH, v_LKH, real in zip(q, k, v, is_document)
-    ]
-    return torch.cat(outputs).view(q_BTNH.shape).to(q_BTNH.dtype)
+    fused_tokens = FUSED_TOKENS if scores.softcap is None and scores.sinks_N is None else None
+    key = f"pieces {scores.window} {fused_tokens} {BLOCK_QUERIES}"
+    if key not in layout.derived:
+        layout.derived[key] = cut(layout, scores.window, block_queries=BLOCK_QUERIES, fused_tokens=fused_tokens)
+    pieces: list[Piece] = layout.derived[key]
+    q_TNH, k_TKH, v_TKH = (x.flatten(0, 1) for x in (q_BTNH, k_BTKH, v_BTKH))
+    if len(pieces) == 1:
+        return _attend(q_TNH, k_TKH, v_TKH, scores, pieces[0]).view(q_BTNH.shape)
+    q, k, v = (torch.split(x, [piece.num_tokens for piece in pieces]) for x in (q_TNH, k_TKH, v_TKH))
+    return torch.cat([_attend(*part) for part in zip(q, k, v, repeat(scores), pieces)]).view(q_BTNH.shape)
 
 
-def _one_document(q_LNH: torch.Tensor, k_LKH: torch.Tensor, v_LKH: torch.Tensor, scores: Scores) -> torch.Tensor:
-    q_NLH, k_KLH, v_KLH = (x.transpose(0, 1) for x in (q_LNH, k_LKH, v_LKH))
-    length = q_LNH.shape[0]
-    window = scores.window if scores.window is not None and scores.window < length else None
-    if window is None and scores.softcap is None and scores.sinks_N is None:
-        return _fused(q_NLH, k_KLH, v_KLH, None, scores.scale).transpose(0, 1)
-    block = max(window, MIN_BLOCK) if window is not None else length
-    outputs = []
-    for start in range(0, length, block):
-        stop, first = min(start + block, length), max(0, start - window + 1) if window is not None else 0
-        queries, keys = torch.arange(start, stop)[:, None], torch.arange(first, stop)
-        sees_QL = keys <= queries if window is None else (keys <= queries) & (keys > queries - window)
-        part = (q_NLH[:, start:stop], k_KLH[:, first:stop], v_KLH[:, first:stop])
-        outputs.append(_in_full(*part, sees_QL, scores) if scores.softcap else _with_sink(*part, sees_QL, scores))
-    return torch.cat(outputs, dim=1).transpose(0, 1)
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, piece: Piece) -> torch.Tensor:
+    """[T, N, H]; of the tokens of a piece."""
+    if piece.blocks is None:
+        q_1NTH, k_1KTH, v_1KTH = (x.float().transpose(0, 1)[None] for x in (q, k, v))
+        fused_1NTH = scaled_dot_product_attention(q_1NTH, k_1KTH, v_1KTH, is_causal=True, scale=scores.scale, enable_gqa=True)
+        return fused_1NTH[0].transpose(0, 1).to(q.dtype)
+    output: torch.Tensor = _BlockedAttention.apply(q, k, v, scores.sinks_N, scores, piece.blocks)  # type: ignore[no-untyped-call]
+    return output
 
 
-def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sees: torch.Tensor | None, scale: float) -> torch.Tensor:
-    output = scaled_dot_product_attention(
-        q[None], k[None], v[None], attn_mask=sees, is_causal=sees is None, scale=scale, enable_gqa=True
-    )
-    return output[0]
+class _BlockedAttention(torch.autograd.Function):
+    """q [T, N, H], k and v [T, K, H], sinks [N] -> [T, N, H] in the dtype of q."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_TNH: torch.Tensor,
+        k_TKH: torch.Tensor,
+        v_TKH: torch.Tensor,
+        sinks_N: torch.Tensor | None,
+        scores: Scores,
+        blocks: tuple[Block, ...],
+    ) -> torch.Tensor:
+        output_TNH, kept = torch.zeros_like(q_TNH), []
+        k_KTH, v_KTH = (x.float().transpose(0, 1) for x in (k_TKH, v_TKH))
+        q_KGTH, output_KGTH = (_by_key_head(x, len(k_KTH)) for x in (q_TNH, output_TNH))
+        for block in blocks:
+            q_KRH = q_KGTH[:, :, block.queries].float().flatten(1, 2)
+            weights_KRE, _ = _weights(q_KRH, k_KTH[:, block.keys], scores, block)
+            remake = block.num_keys > KEPT_KEYS or scores.softcap is not None
+            kept.append(None if remake else weights_KRE)
+            output_KRH = torch.bmm(weights_KRE[..., : block.num_keys], v_KTH[:, block.keys])
+            output_KGQH = output_KGTH[:, :, block.queries]
+            output_KGQH.copy_(output_KRH.view(output_KGQH.shape))
+        ctx.save_for_backward(q_TNH, k_TKH, v_TKH, *kept)
+        ctx.options = scores, blocks
+        return output_TNH
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q_TNH, k_TKH, v_TKH, *kept = ctx.saved_tensors
+        scores, blocks = ctx.options
+        grad_q_TNH, grads_TKH = torch.zeros_like(q_TNH), [torch.zeros_like(x, dtype=torch.float32) for x in (k_TKH, v_TKH)]
+        k_KTH, v_KTH, grad_k_KTH, grad_v_KTH = (x.float().transpose(0, 1) for x in (k_TKH, v_TKH, *grads_TKH))
+        q_KGTH, up_KGTH, grad_q_KGTH = (_by_key_head(x, len(k_KTH)) for x in (q_TNH, upstream[0], grad_q_TNH))
+        grad_sinks_N = None if scores.sinks_N is None else torch.zeros(len(scores.sinks_N))
+        for block, kept_KRE in zip(blocks, kept):
+            q_KRH, up_KRH = (x[:, :, block.queries].float().flatten(1, 2) for x in (q_KGTH, up_KGTH))
+            k_KLH, v_KLH = k_KTH[:, block.keys], v_KTH[:, block.keys]
+            made = (kept_KRE, None) if kept_KRE is not None else _weights(q_KRH, k_KLH, scores, block)
+            weights_KRE, slope_KRL = made
+            grad_v_KTH[:, block.keys] += torch.bmm(weights_KRE[..., : block.num_keys].mT, up_KRH)
+            grad_KRE = torch.bmm(up_KRH, v_KLH.mT)
+            # A sink has no value: its weight does nothing but take from those of the keys.
+            grad_KRE = grad_KRE if grad_sinks_N is None else pad(grad_KRE, (0, 1))
+            grad_KRE = torch._softmax_backward_data(grad_KRE, weights_KRE, -1, torch.float32)
+            if grad_sinks_N is not None:
+                grad_sinks_N += grad_KRE[..., -1].reshape(len(grad_sinks_N), -1).sum(-1)
+            grad_KRL = grad_KRE[..., : block.num_keys]
+            grad_KRL = grad_KRL if slope_KRL is None else grad_KRL * slope_KRL
+            grad_k_KTH[:, block.keys].add_(torch.bmm(grad_KRL.mT, q_KRH), alpha=scores.scale)
+            grad_KGQH = grad_q_KGTH[:, :, block.queries]
+            grad_KGQH.copy_(torch.bmm(grad_KRL, k_KLH).mul_(scores.scale).view(grad_KGQH.shape))
+        return grad_q_TNH, *(grad.to(k_TKH.dtype) for grad in grads_TKH), grad_sinks_N, None, None
 
 
-def _with_sink(
-    q_NQH: torch.Tensor, k_KLH: torch.Tensor, v_KLH: torch.Tensor, sees_QL: torch.Tensor, scores: Scores
-) -> torch.Tensor:
+def _by_key_head(x_TNH: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
+    """[K, G, T, H], a view: the G query heads of a key-value head are neighbours."""
+    num_tokens, num_heads, head_dim = x_TNH.shape
+    return x_TNH.view(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim).permute(1, 2, 0, 3)
+
+
+def _weights(
+    q_KRH: torch.Tensor, k_KLH: torch.Tensor, scores: Scores, block: Block
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Share of each key in each query's sum, [K, R, E]; and, with a soft cap, the cap's slope at each score [K, R, L]."""
+    nothing, slope_KRL = q_KRH.new_empty(()), None
+    scale = scores.scale if scores.softcap is None else scores.scale / scores.softcap
+    scores_KRL = torch.baddbmm(nothing, q_KRH, k_KLH.mT, beta=0.0, alpha=scale)
+    if scores.softcap is not None:
+        slope_KRL = 1.0 - scores_KRL.tanh_().square()
+        scores_KRL.mul_(scores.softcap)
+    scores_KGQL = scores_KRL.view(len(k_KLH), -1, block.num_queries, block.num_keys)
+    for keys, hidden in block.hidden:
+        scores_KGQL[..., keys] += hidden
     if scores.sinks_N is None:
-        return _fused(q_NQH, k_KLH, v_KLH, sees_QL, scores.scale)
-    pad = torch.nn.functional.pad
-    sink_N11 = scores.sinks_N.float()[:, None, None]
-    q = torch.cat((q_NQH, sink_N11.expand(-1, q_NQH.shape[1], 1)), dim=-1)
-    k = pad(k_KLH, (0, 1, 0, 1))  # one more channel and one more key, of zeros but where they meet
-    k = k + pad(k.new_full((1, 1), 1.0 / scores.scale), (k.shape[2] - 1, 0, k.shape[1] - 1, 0))
-    output = _fused(q, k, pad(v_KLH, (0, 1, 0, 1)), pad(sees_QL, (0, 1), value=True), scores.scale)
-    return output[..., :-1]
-
-
-def _in_full(
-    q_NQH: torch.Tensor, k_KLH: torch.Tensor, v_KLH: torch.Tensor, sees_QL: torch.Tensor, scores: Scores
-) -> torch.Tensor:
-    assert scores.softcap is not None
-    groups = q_NQH.shape[0] // k_KLH.shape[0]
-    k_NLH, v_NLH = k_KLH.repeat_interleave(groups, 0), v_KLH.repeat_interleave(groups, 0)
-    scores_NQL = scores.softcap * torch.tanh(q_NQH @ k_NLH.mT * scores.scale / scores.softcap)
-    scores_NQL = scores_NQL.masked_fill(~sees_QL, float("-inf"))
-    if scores.sinks_N is None:
-        return scores_NQL.softmax(-1) @ v_NLH
-    sinks_NQ1 = scores.sinks_N.float()[:, None, None].expand(-1, q_NQH.shape[1], 1)
-    return torch.cat((scores_NQL, sinks_NQ1), -1).softmax(-1)[..., :-1] @ v_NLH
-
-
-def _segments(layout: DocumentLayout) -> tuple[list[int], list[bool]]:
-    """Lengths that cover the flattened tokens in order, and whether each is a document (else padding)."""
-    lengths: list[int] = []
-    is_document: list[bool] = []
-    cursor = 0
-    for start, end in [*layout.flat_ranges(), (layout.document_ids_BT.numel(), layout.document_ids_BT.numel())]:
-        for length, real in ((start - cursor, False), (end - start, True)):
-            if length:
-                lengths.append(length)
-                is_document.append(real)
-        cursor = end
-    return lengths, is_document
+        return scores_KRL.softmax(-1), slope_KRL
+    sinks_KG11 = scores.sinks_N.float().view(*scores_KGQL.shape[:2], 1, 1)
+    scores_KGQE = torch.cat((scores_KGQL, sinks_KG11.expand(-1, -1, block.num_queries, 1)), -1)
+    return scores_KGQE.flatten(1, 2).softmax(-1), slope_KRL

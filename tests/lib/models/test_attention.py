@@ -49,10 +49,15 @@ def by_definition(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Doc
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("block", [4, 64])
-def test_the_cpu_kernel_is_the_definition(kind: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Output and gradients of q, k, v and sinks, in blocks of few queries and of many; zero on padding."""
-    monkeypatch.setattr(attention_cpu, "MIN_BLOCK", block)
+@pytest.mark.parametrize(("block", "kept", "fused"), [(4, 6, 20), (64, 512, 1024)])
+def test_the_cpu_kernel_is_the_definition(
+    kind: str, block: int, kept: int, fused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Output and gradients of q, k, v and sinks; zero on padding. In blocks of few queries, with probabilities made again
+    and the longer documents in the fused kernel; and with all documents of a row in a block."""
+    monkeypatch.setattr(attention_cpu, "BLOCK_QUERIES", block)
+    monkeypatch.setattr(attention_cpu, "KEPT_KEYS", kept)
+    monkeypatch.setattr(attention_cpu, "FUSED_TOKENS", fused)
     _, _, layout = packed(ROWS, T, 10)
     q, k, v = (x.requires_grad_() for x in random_heads(T))
     scores, leaves = KINDS[kind], [q, k, v]
@@ -83,3 +88,21 @@ def test_a_mask_is_made_once_for_a_window() -> None:
     _, _, layout = packed(ROWS, T, 10)
     first, other = (document_block_mask(layout, window, torch.device("cpu")) for window in (3, None))
     assert document_block_mask(layout, 3, torch.device("cpu")) is first and first is not other
+
+
+@pytest.mark.parametrize("tokens", [300, 600])
+def test_memory_grows_with_the_tokens(tokens: int) -> None:
+    """[B6] What the backward pass is left with: inputs, and of each query at most KEPT_KEYS probabilities a head, not its
+    whole document's."""
+    layout = DocumentLayout.from_document_ids(torch.zeros(1, tokens, dtype=torch.int64))
+    q, k, v = (torch.randn(1, tokens, heads, 8, requires_grad=True) for heads in (4, 2, 2))
+    kept = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        document_attention_cpu(q, k, v, layout, Scores(0.25))
+    assert q.numel() < kept <= q.numel() + k.numel() + v.numel() + tokens * 4 * attention_cpu.KEPT_KEYS
