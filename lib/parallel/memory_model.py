@@ -13,6 +13,7 @@ import torch
 
 from lib.config.model import LoraConfig, ModelConfig
 from lib.models.decoder import Decoder
+from lib.models.layers.attention_cpu import BLOCK_QUERIES, FUSED_TOKENS, KEPT_KEYS
 from lib.models.lora import is_factor, put_adapters
 from lib.models.spec import DecoderSpec
 from lib.parallel.shared_memory import SLOT_BYTES
@@ -124,7 +125,8 @@ def estimate_memory(
     accumulated = MASTER_BYTES * trained if batch.micro_batches > 1 else 0.0
     buffers = _buffers(largest, units[ROOT], ranks, compute, on_gpu=on_gpu)
     head = _head_bytes(spec, config, batch, compute, sizes.get("tensor", 1), on_gpu=on_gpu)
-    kept = activation_bytes(spec, compute, on_gpu=on_gpu)
+    length = min(batch.document_tokens or batch.sequence_length, batch.sequence_length)
+    kept = activation_bytes(spec, compute, length, on_gpu=on_gpu)
     activations = batch.tokens * _kept_at_once(spec, kept, compute, recomputed=config.activation_checkpointing)
     at_loss = MemoryEstimate(
         **held,
@@ -175,10 +177,19 @@ def decoder_units(spec: DecoderSpec, lora: LoraConfig | None, tensor: int = 1, e
     }
 
 
-def activation_bytes(spec: DecoderSpec, compute: int, *, on_gpu: bool) -> list[float]:
-    """[layers] bytes for each token that autograd keeps from a layer's forward pass for its backward pass."""
-    attention = _attention_bytes(spec, compute, on_gpu)
-    return [attention + _mlp_bytes(spec, layer, compute, on_gpu) for layer in range(spec.num_layers)]
+def activation_bytes(spec: DecoderSpec, compute: int, length: int, *, on_gpu: bool) -> list[float]:
+    """[layers] bytes for each token that autograd keeps from a layer's forward pass for its backward pass.
+
+    Args:
+        length: tokens of a document: on CPU probabilities are kept, too.
+    """
+    outside = _attention_bytes(spec, compute, on_gpu)
+    return [
+        outside
+        + (_kernel_bytes(spec, compute) if on_gpu else _cpu_kernel_bytes(spec, spec.window(layer), compute, length))
+        + _mlp_bytes(spec, layer, compute, on_gpu)
+        for layer in range(spec.num_layers)
+    ]
 
 
 def _norm_bytes(spec: DecoderSpec, size: int, compute: int, on_gpu: bool) -> float:
@@ -187,13 +198,34 @@ def _norm_bytes(spec: DecoderSpec, size: int, compute: int, on_gpu: bool) -> flo
 
 
 def _attention_bytes(spec: DecoderSpec, compute: int, on_gpu: bool) -> float:
+    """But for what the kernel keeps."""
     query, kv, width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim, spec.hidden_size
     norms = 2 if spec.norm_order == "both" else 1
     kept = norms * _norm_bytes(spec, width, compute, on_gpu) + width * compute  # what q, k and v have as their input
     if spec.qk_norm != "none":
         kept += _norm_bytes(spec, query + kv, compute, on_gpu)
-    # The kernel keeps q, k, v and its output, in float32 on CPU; its output again, in the compute dtype, is the input of o.
-    return kept + (2 * query + 2 * kv) * (compute if on_gpu else 4) + 4 * spec.num_heads + query * compute
+    return kept + query * compute  # what o has as its input
+
+
+def _kernel_bytes(spec: DecoderSpec, size: int) -> float:
+    """A fused kernel keeps q, k, v, its output and the logarithm of each query's sum."""
+    return (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim * size + 4 * spec.num_heads
+
+
+def _cpu_kernel_bytes(spec: DecoderSpec, window: int | None, compute: int, length: int) -> float:
+    """Documents in blocks: q, k, v, and the probabilities of the blocks that don't see many keys."""
+    whole = window is None or window >= length
+    if whole and length > FUSED_TOKENS and spec.attention_softcap is None and not spec.sinks:
+        # In float32 its output itself is what o has as its input.
+        return _kernel_bytes(spec, 4) - (4 * spec.num_heads * spec.head_dim if compute == 4 else 0)
+    kept = 0
+    for start in range(0, length, BLOCK_QUERIES):
+        end = min(start + BLOCK_QUERIES, length)
+        num_keys = end if window is None else min(end, end - start + window - 1)
+        if num_keys <= KEPT_KEYS and spec.attention_softcap is None:
+            kept += (end - start) * (num_keys + spec.sinks)
+    heads = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    return heads * compute + 4 * spec.num_heads * kept / length
 
 
 def _mlp_bytes(spec: DecoderSpec, layer: int, compute: int, on_gpu: bool) -> float:
