@@ -24,11 +24,11 @@ from lib.parallel.memory_model import HEAP_FACTOR, BatchShape, estimate_memory
 from lib.parallel.time_model import Machines, estimate_step
 
 TINY = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 704, "num_layers": 6, "num_heads": 4, "head_dim": 64}
-SMALL = {"vocab_size": 16384, "hidden_size": 512, "intermediate_size": 1408, "num_layers": 8, "num_heads": 8, "head_dim": 64}
-WIDE = {"vocab_size": 8192, "hidden_size": 768, "intermediate_size": 2048, "num_layers": 4, "num_heads": 12, "head_dim": 64}
+SMALL = {"vocab_size": 8192, "hidden_size": 384, "intermediate_size": 1024, "num_layers": 6, "num_heads": 6, "head_dim": 64}
+WIDE = {"vocab_size": 16384, "hidden_size": 768, "intermediate_size": 2048, "num_layers": 2, "num_heads": 12, "head_dim": 64}
 FLOAT = ModelConfig(compute_dtype="float32", loss_chunk_tokens=256)
 MIB = 1 << 20
-FITTED = "small 512"
+FITTED = "small 1024"
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Variant:
 
 
 VARIANTS = {
-    "tiny 2048": Variant(TINY, 1, 2048),
-    "small 512": Variant(SMALL, 1, 512),
-    "small 2048": Variant(SMALL, 1, 2048),
-    "wide 1024": Variant(WIDE, 1, 1024),
-    "small 2048 recomputed": Variant(SMALL, 1, 2048, config=FLOAT.model_copy(update={"activation_checkpointing": True})),
-    "small 2048 adapters": Variant(SMALL, 1, 2048, config=FLOAT.model_copy(update={"lora": LoraConfig(rank=16)})),
-    "small 2048 bfloat16": Variant(SMALL, 1, 2048, config=ModelConfig(loss_chunk_tokens=256)),
-    "small 512 on 2": Variant(SMALL, 1, 512, ranks=2),
-    "small 2048 on 2": Variant(SMALL, 1, 2048, ranks=2),
-    "small 512 on 2, accumulated": Variant(SMALL, 1, 512, ranks=2, micro_batches=2),
+    "tiny 1024": Variant(TINY, 1, 1024),
+    "small 256": Variant(SMALL, 1, 256),
+    "small 1024": Variant(SMALL, 1, 1024),
+    "wide 512": Variant(WIDE, 1, 512),
+    "small 1024 recomputed": Variant(SMALL, 1, 1024, config=FLOAT.model_copy(update={"activation_checkpointing": True})),
+    "small 1024 adapters": Variant(SMALL, 1, 1024, config=FLOAT.model_copy(update={"lora": LoraConfig(rank=16)})),
+    "small 1024 bfloat16": Variant(SMALL, 1, 1024, config=ModelConfig(loss_chunk_tokens=256)),
+    "small 256 on 2": Variant(SMALL, 1, 256, ranks=2),
+    "small 1024 on 2": Variant(SMALL, 1, 1024, ranks=2),
+    "small 256 on 2, accumulated": Variant(SMALL, 1, 256, ranks=2, micro_batches=2),
 }
 
 

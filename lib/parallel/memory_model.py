@@ -6,7 +6,7 @@ the libraries; and the holes of a heap, for which there is HEAP_FACTOR. `python 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import torch
@@ -14,8 +14,9 @@ import torch
 from lib.config.model import LoraConfig, ModelConfig
 from lib.models.decoder import Decoder
 from lib.models.layers.attention_cpu import BLOCK_QUERIES, FUSED_TOKENS, KEPT_KEYS
-from lib.models.lora import is_factor, put_adapters
+from lib.models.lora import put_adapters
 from lib.models.spec import DecoderSpec
+from lib.parallel.plan import Part, part_of
 from lib.parallel.shared_memory import SLOT_BYTES
 
 MASTER_BYTES = MOMENT_BYTES = 4
@@ -111,7 +112,8 @@ def estimate_memory(
         sizes: axis -> ranks, as `ParallelConfig.sizes` gives them.
         frozen_bytes: of a frozen number, which stays as it is stored.
     """
-    units = decoder_units(spec, config.lora, sizes.get("tensor", 1), sizes.get("expert", 1))
+    tensor = sizes.get("tensor", 1)
+    units, part = decoder_units(spec, config.lora, tensor, sizes.get("expert", 1)), part_of_layers(spec, tensor)
     compute = 2 if config.compute_dtype == "bfloat16" else 4
     ranks = sizes["shard"] * sizes.get("expert", 1)
     trained = sum(unit.trained for unit in units.values())
@@ -124,9 +126,9 @@ def estimate_memory(
     }
     accumulated = MASTER_BYTES * trained if batch.micro_batches > 1 else 0.0
     buffers = _buffers(largest, units[ROOT], ranks, compute, on_gpu=on_gpu)
-    head = _head_bytes(spec, config, batch, compute, sizes.get("tensor", 1), on_gpu=on_gpu)
+    head = _head_bytes(spec, config, batch, compute, tensor, on_gpu=on_gpu)
     length = min(batch.document_tokens or batch.sequence_length, batch.sequence_length)
-    kept = activation_bytes(spec, compute, length, on_gpu=on_gpu)
+    kept = activation_bytes(part, compute, length, on_gpu=on_gpu)
     activations = batch.tokens * _kept_at_once(spec, kept, compute, recomputed=config.activation_checkpointing)
     at_loss = MemoryEstimate(
         **held,
@@ -134,12 +136,12 @@ def estimate_memory(
         gathered=compute * (units[ROOT].total + (2 * largest.total if on_gpu else sum(unit.total for unit in layers))),
         activations=activations,
         logits=head,
-        working=batch.tokens * _backward_bytes(spec, compute) + (compute + MASTER_BYTES) * largest.trained,
+        working=batch.tokens * _backward_bytes(part, compute) + (compute + MASTER_BYTES) * largest.trained,
         buffers=buffers,
     )
     # The root's gradients are reduced last, when all others lie there as pieces and the activations are gone.
     tied_twice = spec.tied and spec.lm_head and config.lora is None
-    doubled = spec.num_rows * spec.hidden_size / sizes.get("tensor", 1) if tied_twice else 0.0
+    doubled = spec.num_rows * spec.hidden_size / tensor if tied_twice else 0.0
     at_end = MemoryEstimate(
         **held,
         gradients=MASTER_BYTES * kept_trained + (accumulated and MASTER_BYTES * units[ROOT].trained),
@@ -154,7 +156,7 @@ def estimate_memory(
 
 @lru_cache(maxsize=64)
 def decoder_units(spec: DecoderSpec, lora: LoraConfig | None, tensor: int = 1, expert: int = 1) -> dict[int, Unit]:
-    """Number of a layer, or ROOT -> its numbers on a rank. Vectors and routers are whole on every rank of the tensor axis."""
+    """Number of a layer, or ROOT -> its numbers on a rank, cut as lib/parallel/plan.py says."""
     with torch.device("meta"):
         decoder = Decoder(spec)
     if lora is not None:
@@ -163,9 +165,9 @@ def decoder_units(spec: DecoderSpec, lora: LoraConfig | None, tensor: int = 1, e
     for name, parameter in decoder.named_parameters():
         number = int(name.split(".")[1]) if name.startswith("layers.") else ROOT
         in_expert = ".experts." in name
-        cut = tensor if parameter.ndim > 1 and ".router." not in name and not is_factor(name) else 1
+        cut = tensor if part_of(name, spec) in (Part.OUTPUTS, Part.INPUTS, Part.NUMBERS) else 1
         of_unit = sums.setdefault(number, {(trained, inside): 0.0 for trained in (True, False) for inside in (True, False)})
-        of_unit[parameter.requires_grad, in_expert] += parameter.numel() / (expert * tensor if in_expert else cut)
+        of_unit[parameter.requires_grad, in_expert] += parameter.numel() / (cut * (expert if in_expert else 1))
     return {
         number: Unit(
             trained=of_unit[True, True] + of_unit[True, False],
@@ -175,6 +177,13 @@ def decoder_units(spec: DecoderSpec, lora: LoraConfig | None, tensor: int = 1, e
         )
         for number, of_unit in sums.items()
     }
+
+
+def part_of_layers(spec: DecoderSpec, tensor: int) -> DecoderSpec:
+    """What a rank of the tensor axis computes of each layer: some heads and features; what goes in and comes out is whole."""
+    sizes = {name: getattr(spec, name) // tensor for name in ("num_heads", "num_kv_heads", "intermediate_size")}
+    moe = spec.moe and replace(spec.moe, intermediate_size=spec.moe.intermediate_size // tensor)
+    return replace(spec, **sizes, moe=moe)
 
 
 def activation_bytes(spec: DecoderSpec, compute: int, length: int, *, on_gpu: bool) -> list[float]:

@@ -15,7 +15,7 @@ from lib.models.layers.documents import DocumentLayout
 from lib.models.layers.rotary import rotary_tables
 from lib.models.spec import DecoderSpec, MoeSpec, Rope
 from lib.models.verify_configs import random_case
-from lib.parallel.memory_model import ROOT, BatchShape, activation_bytes, decoder_units, estimate_memory
+from lib.parallel.memory_model import ROOT, BatchShape, activation_bytes, decoder_units, estimate_memory, part_of_layers
 
 DENSE = DecoderSpec(
     family="llama", vocab_size=128, hidden_size=96, intermediate_size=160, num_layers=3, num_heads=4, num_kv_heads=2,
@@ -62,6 +62,16 @@ def test_experts_are_kept_once(shard: int, expert: int) -> None:
     piece = estimate_memory(EXPERTS, FULL, sizes, BATCH, on_gpu=True)
     assert shard * expert * piece.parameters == pytest.approx(whole.parameters)
     assert shard * expert * piece.optimizer == pytest.approx(whole.optimizer)
+
+
+def test_ranks_of_a_layer_share_what_is_inside_it() -> None:
+    """Half of each matrix, and of the numbers within attention and MLP; what goes in and comes out is whole on both."""
+    alone, halved = (decoder_units(DENSE, None, tensor)[0].total for tensor in (1, 2))
+    matrices = 96 * (2 * 4 + 2 * 2) * 24 + 3 * 96 * 160
+    assert alone - halved == matrices / 2
+    kept = [activation_bytes(part_of_layers(DENSE, tensor), 4, 8192, on_gpu=True)[0] for tensor in (1, 2)]
+    inside = 4 * (3 * 4 + 2 * 2) * 24 + 4 * 4 + 4 * 4 * 160
+    assert kept[0] - kept[1] == inside / 2
 
 
 def test_experts_are_dealt_out() -> None:
