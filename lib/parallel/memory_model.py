@@ -22,7 +22,7 @@ from lib.parallel.shared_memory import SLOT_BYTES
 MASTER_BYTES = MOMENT_BYTES = 4
 HEAP_FACTOR = 1.4
 """What a CPU rank's heap takes for each byte that lives in it: freed blocks stay with the process, because giving them back
-and getting them again costs time (lib/train/environment.py), and new ones don't fit into all of them. Measured."""
+and getting them again costs time (lib/train/environment.py), and new ones don't fit into all of them. Measured: 1.1 to 1.5."""
 ROOT = -1
 """What belongs to no layer: embedding, final norm and head."""
 
