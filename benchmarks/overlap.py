@@ -1,6 +1,6 @@
 """What packing in the background saves: stalls beside synchronous packing, and packed against padded training.
 
-`python -m benchmarks overlap [--steps 100] [--stall-rounds 3] [--documents 256] [--rounds 2] [--tokenizer FOLDER]`
+`python -m benchmarks overlap [--steps 60] [--stall-rounds 7] [--documents 256] [--rounds 2] [--tokenizer FOLDER]`
 
 Stall: a device that is busy as long as the producer needs for a step (measured first), simulated by waiting, as a GPU
 would; the share of the time that the loop waits for its batch, prepared between the steps, in a thread, in a process. The
@@ -210,9 +210,9 @@ def main(arguments: Sequence[str]) -> None:
     """Measure both and print the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks overlap")
     parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--warm-up", type=int, default=10)
-    parser.add_argument("--stall-rounds", type=int, default=3)
+    parser.add_argument("--stall-rounds", type=int, default=7)
     parser.add_argument("--documents", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
