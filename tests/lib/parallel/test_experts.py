@@ -101,3 +101,9 @@ def test_a_checkpoint_is_gone_on_from_with_experts_dealt_otherwise(results: dict
             saved = results[f"{key.split()[0]} {key.partition(' from ')[2]}"][0]
             assert rank["wrong"] == []
             assert rank["next"] == pytest.approx(saved["next"], rel=1e-6), key
+
+
+def test_one_product_for_all_experts_of_a_rank_is_each_by_itself(results: dict[str, list[dict[str, Any]]]) -> None:
+    """Rows that came from several ranks are sorted by expert first, as GPUs need it; output and gradients to rounding."""
+    for rank in results["one product"]:
+        assert max(rank.values()) <= 1e-5, rank
