@@ -53,7 +53,7 @@ def part_of(name: str, spec: DecoderSpec) -> Part:
 _NO_CONTEXT = (
     "and a row of tokens can't be split over ranks: attention would need keys and values of other ranks. Leave it out; for "
     "rows that don't fit, set config.model.activation_checkpointing, a smaller config.model.loss_chunk_tokens and "
-    "config.train.rows_per_micro_batch: 1, or use more ranks, over which weights and optimizer are sharded"
+    "config.train.rows_per_micro_batch: 1, or have several ranks compute each layer: config.parallel.tensor"
 )
 
 

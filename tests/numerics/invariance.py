@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from lib.config.model import ModelConfig
 from lib.config.parallel import ClusterShape, ParallelConfig
@@ -25,7 +24,9 @@ from lib.models.decoder import Decoder
 from lib.models.flops import FlopCounter
 from lib.models.spec import DecoderSpec, Gate, MoeSpec, Rope
 from lib.parallel.apply import shard_model
-from lib.parallel.mesh import build_mesh
+from lib.parallel.load import whole
+from lib.parallel.mesh import DataPlace, build_mesh
+from lib.parallel.tensor import vocabulary_part
 from lib.train.step import LossModule, MicroBatch, NextToken, Training, accumulate_gradients, count_step, train_step
 
 CPU = torch.device("cpu")
@@ -68,11 +69,16 @@ class Case:
     """Copies of the sharded model, as far as the ranks allow."""
     expert: int = 1
     """Ranks among which experts are dealt out, as far as the other ranks allow."""
+    tensor: int = 1
+    """Ranks that compute each layer together, likewise; experts are then cut, not dealt out."""
 
     def parallel(self, num_ranks: int) -> ParallelConfig:
-        replicate = math.gcd(self.replicate, num_ranks)
-        expert = math.gcd(self.expert, num_ranks // replicate) if SPECS[self.spec].moe else 1
-        return ParallelConfig(replicate=replicate, expert=expert)
+        tensor = math.gcd(self.tensor, num_ranks)
+        replicate = math.gcd(self.replicate, num_ranks // tensor)
+        dealt = SPECS[self.spec].moe is not None and tensor == 1
+        return ParallelConfig(
+            replicate=replicate, tensor=tensor, expert=math.gcd(self.expert, num_ranks // replicate) if dealt else 1
+        )
 
 
 def random_case(number: int) -> Case:
@@ -96,6 +102,7 @@ def random_case(number: int) -> Case:
         recomputed=bool(source.random() < 0.3),
         replicate=int(source.choice([1, 1, 2])),
         expert=int(source.choice([1, 2, 4])),
+        tensor=int(source.choice([1, 1, 2])),
     )
 
 
@@ -106,6 +113,8 @@ NAMED_CASES = {
     "the last rank has nothing but masked labels": replace(_SMALLER, masked="a rank"),
     "all labels are masked": replace(_SMALLER, masked="all"),
     "some of the documents are masked, the others weighted": replace(_SMALLER, masked="some", weighted=True),
+    "layers on pairs of ranks, a pair with masked labels alone": replace(_SMALLER, spec="untied", masked="a rank", tensor=2),
+    "experts cut over pairs": replace(_SMALLER, spec="biased experts", dtype="float64", tensor=2, recomputed=True),
     "experts on all ranks": replace(_SMALLER, spec="experts", dtype="float64"),
     "experts dealt out over pairs": replace(_SMALLER, spec="experts", dtype="float64", expert=2),
     "experts dealt out, a rank with masked labels alone": replace(
@@ -125,7 +134,7 @@ def check_cases(cases: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
         parallel = case.parallel(shape.num_ranks)
         if parallel not in meshes:
             meshes[parallel] = build_mesh(shape, parallel)
-        results.append(_differences(case, meshes[parallel]))
+        results.append(_differences(case, meshes[parallel], DataPlace.of(dist.get_rank(), shape.num_ranks, parallel)))
         gc.collect()  # the maps of a dead module's shared memory
     return results
 
@@ -142,23 +151,24 @@ def broken_limits(case: Case, found: dict[str, float]) -> list[str]:
     return broken
 
 
-def _differences(case: Case, mesh: DeviceMesh) -> dict[str, float]:
+def _differences(case: Case, mesh: DeviceMesh, place: DataPlace) -> dict[str, float]:
     """On rank 0; nothing on the others."""
-    rank, num_ranks = dist.get_rank(), dist.get_world_size()
     documents = _documents(case)
-    shares = _shares(case, documents, num_ranks)
+    shares = _shares(case, documents, place.num_ranks)
     silent = _silent(case, documents, shares[-1])
     module = _module(case, case.chunk_tokens)
     config = ModelConfig(activation_checkpointing=case.recomputed).model_copy(update={"compute_dtype": case.dtype})
     shard_model(module, mesh, config)
-    micro = _micro_batches(shares[rank], case.rows_per_micro_batch, case.sequence_length, silent)
+    module.vocabulary = vocabulary_part(mesh, module.decoder.spec.vocab_size)
+    micro = _micro_batches(shares[place.rank], case.rows_per_micro_batch, case.sequence_length, silent)
     flops = FlopCounter(SPECS[case.spec])
-    counts = count_step(micro, NextToken(), flops, part_written=True)
+    counts = count_step(micro, NextToken(), flops, part_written=True, counted=place.is_first)
     still = Training(module, torch.optim.SGD(module.parameters(), lr=0.0), NextToken(), flops)
     report = train_step(still, micro, counts, step=1, learning_rate=0.0, max_grad_norm=math.inf, device=CPU)
     found = _gradients(module)
-    assert counts.num_parts_written == num_ranks and sorted(report.sample_ids) == sorted(d.sample_id for d in documents)
-    if rank:
+    assert counts.num_parts_written == dist.get_world_size()
+    assert sorted(report.sample_ids) == sorted(document.sample_id for document in documents)
+    if dist.get_rank():
         return {}
     batch, expected_sum, expected_correct, expected = _reference(case, documents, silent)
     norm = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in expected.values()))
@@ -255,7 +265,7 @@ def _gradients(module: nn.Module) -> dict[str, torch.Tensor]:
     found = {}
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
-        found[name] = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
+        found[name] = whole(parameter.grad)
     return found
 
 

@@ -32,7 +32,8 @@ def document_attention_cpu(
 ) -> torch.Tensor:
     """[B, T, N, H] attention output in the dtype of `q`; zero on padding.
 
-    Softmax and products are float32: on CPU that is faster than bfloat16 for documents of usual length, and exact.
+    Softmax and products are float32 (float64 for float64 inputs): on CPU that is faster than bfloat16 for documents of usual
+    length, and exact.
     """
     fused_tokens = FUSED_TOKENS if scores.softcap is None and scores.sinks_N is None else None
     key = f"pieces {scores.window} {fused_tokens} {BLOCK_QUERIES}"
@@ -49,7 +50,7 @@ def document_attention_cpu(
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, piece: Piece) -> torch.Tensor:
     """[T, N, H]; of the tokens of a piece."""
     if piece.blocks is None:
-        q_1NTH, k_1KTH, v_1KTH = (x.float().transpose(0, 1)[None] for x in (q, k, v))
+        q_1NTH, k_1KTH, v_1KTH = (_wide(x).transpose(0, 1)[None] for x in (q, k, v))
         fused_1NTH = scaled_dot_product_attention(q_1NTH, k_1KTH, v_1KTH, is_causal=True, scale=scores.scale, enable_gqa=True)
         return fused_1NTH[0].transpose(0, 1).to(q.dtype)
     output: torch.Tensor = _BlockedAttention.apply(q, k, v, scores.sinks_N, scores, piece.blocks)  # type: ignore[no-untyped-call]
@@ -70,10 +71,10 @@ class _BlockedAttention(torch.autograd.Function):
         blocks: tuple[Block, ...],
     ) -> torch.Tensor:
         output_TNH, kept = torch.zeros_like(q_TNH), []
-        k_KTH, v_KTH = (x.float().transpose(0, 1) for x in (k_TKH, v_TKH))
+        k_KTH, v_KTH = (_wide(x).transpose(0, 1) for x in (k_TKH, v_TKH))
         q_KGTH, output_KGTH = (_by_key_head(x, len(k_KTH)) for x in (q_TNH, output_TNH))
         for block in blocks:
-            q_KRH = q_KGTH[:, :, block.queries].float().flatten(1, 2)
+            q_KRH = _wide(q_KGTH[:, :, block.queries]).flatten(1, 2)
             weights_KRE, _ = _weights(q_KRH, k_KTH[:, block.keys], scores, block)
             remake = block.num_keys > KEPT_KEYS or scores.softcap is not None
             kept.append(None if remake else weights_KRE)
@@ -88,12 +89,12 @@ class _BlockedAttention(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q_TNH, k_TKH, v_TKH, *kept = ctx.saved_tensors
         scores, blocks = ctx.options
-        grad_q_TNH, grads_TKH = torch.zeros_like(q_TNH), [torch.zeros_like(x, dtype=torch.float32) for x in (k_TKH, v_TKH)]
-        k_KTH, v_KTH, grad_k_KTH, grad_v_KTH = (x.float().transpose(0, 1) for x in (k_TKH, v_TKH, *grads_TKH))
+        grad_q_TNH, grads_TKH = torch.zeros_like(q_TNH), [torch.zeros_like(_wide(x)) for x in (k_TKH, v_TKH)]
+        k_KTH, v_KTH, grad_k_KTH, grad_v_KTH = (_wide(x).transpose(0, 1) for x in (k_TKH, v_TKH, *grads_TKH))
         q_KGTH, up_KGTH, grad_q_KGTH = (_by_key_head(x, len(k_KTH)) for x in (q_TNH, upstream[0], grad_q_TNH))
-        grad_sinks_N = None if scores.sinks_N is None else torch.zeros(len(scores.sinks_N))
+        grad_sinks_N = None if scores.sinks_N is None else torch.zeros_like(_wide(scores.sinks_N))
         for block, kept_KRE in zip(blocks, kept):
-            q_KRH, up_KRH = (x[:, :, block.queries].float().flatten(1, 2) for x in (q_KGTH, up_KGTH))
+            q_KRH, up_KRH = (_wide(x[:, :, block.queries]).flatten(1, 2) for x in (q_KGTH, up_KGTH))
             k_KLH, v_KLH = k_KTH[:, block.keys], v_KTH[:, block.keys]
             made = (kept_KRE, None) if kept_KRE is not None else _weights(q_KRH, k_KLH, scores, block)
             weights_KRE, slope_KRL = made
@@ -101,7 +102,7 @@ class _BlockedAttention(torch.autograd.Function):
             grad_KRE = torch.bmm(up_KRH, v_KLH.mT)
             # A sink has no value: its weight does nothing but take from those of the keys.
             grad_KRE = grad_KRE if grad_sinks_N is None else pad(grad_KRE, (0, 1))
-            grad_KRE = torch._softmax_backward_data(grad_KRE, weights_KRE, -1, torch.float32)
+            grad_KRE = torch._softmax_backward_data(grad_KRE, weights_KRE, -1, weights_KRE.dtype)
             if grad_sinks_N is not None:
                 grad_sinks_N += grad_KRE[..., -1].reshape(len(grad_sinks_N), -1).sum(-1)
             grad_KRL = grad_KRE[..., : block.num_keys]
@@ -110,6 +111,11 @@ class _BlockedAttention(torch.autograd.Function):
             grad_KGQH = grad_q_KGTH[:, :, block.queries]
             grad_KGQH.copy_(torch.bmm(grad_KRL, k_KLH).mul_(scores.scale).view(grad_KGQH.shape))
         return grad_q_TNH, *(grad.to(k_TKH.dtype) for grad in grads_TKH), grad_sinks_N, None, None
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """In the dtype that is computed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _by_key_head(x_TNH: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
@@ -133,6 +139,6 @@ def _weights(
         scores_KGQL[..., keys] += hidden
     if scores.sinks_N is None:
         return scores_KRL.softmax(-1), slope_KRL
-    sinks_KG11 = scores.sinks_N.float().view(*scores_KGQL.shape[:2], 1, 1)
+    sinks_KG11 = scores.sinks_N.to(scores_KGQL.dtype).view(*scores_KGQL.shape[:2], 1, 1)
     scores_KGQE = torch.cat((scores_KGQL, sinks_KG11.expand(-1, -1, block.num_queries, 1)), -1)
     return scores_KGQE.flatten(1, 2).softmax(-1), slope_KRL

@@ -52,8 +52,8 @@ class Moe(nn.Module):
         return zeros_TD.index_copy(0, tokens_N, y_ND).view(x_BTD.shape), load
 
     def _route(self, x_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, RouterLoad]:
-        """(weights [N, C] float32, experts [N, C], load)."""
-        logits_NE = self.router(x_ND).float()
+        """(weights [N, C] float32, float64 for float64 inputs; experts [N, C]; load)."""
+        logits_NE = self.router(x_ND).to(torch.promote_types(x_ND.dtype, torch.float32))
         probabilities_NE = logits_NE.softmax(-1)
         scores_NE = logits_NE if self.moe.weights == "softmax_of_chosen" else probabilities_NE
         experts_NC = (scores_NE.detach() + self.expert_bias).topk(self.moe.top_k, dim=-1).indices
