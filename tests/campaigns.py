@@ -3,6 +3,7 @@
 `python -m tests.campaigns packing [--lists 1000000]`: random length lists through the packer.
 `python -m tests.campaigns memory [--rows 5000000]`: short rows streamed from a file, with one of 50 MB among them.
 `python -m tests.campaigns invariance [--cases 1000]`: random cuts of a step on 1, 2 and 4 ranks against one plain process.
+`python -m tests.campaigns checkpoints [--saves 200]`: four processes save into one folder, late by chance at each move.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from lib.data.mixture import OWN_DATA
 from lib.data.packing import BestFitPacker, OpenPack
 from lib.data.stream import Encoding, PackedStream
 from tests.lib.parallel.ranks import run_here, run_ranks
+from tests.lib.train.mesh_work import race
 from tests.numerics.invariance import broken_limits, check_cases, random_case
 
 
@@ -158,17 +160,30 @@ def invariance(num_cases: int) -> None:
         )
 
 
+def checkpoints(num_saves: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="checkpoints-") as folder:
+        ranks = run_ranks(race, 4, Path(folder), num_saves)
+    growth = max(rank["growth"] for rank in ranks)
+    assert growth < 0.02, f"resident memory grew by {growth:.1%}"
+    print(
+        f"checkpoints: 4 x {num_saves} saves into one folder, none failed; resident memory {growth:+.1%} after the first four"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns")
     commands = parser.add_subparsers(dest="name", required=True)
     commands.add_parser("packing").add_argument("--lists", type=int, default=1_000_000)
     commands.add_parser("memory").add_argument("--rows", type=int, default=5_000_000)
     commands.add_parser("invariance").add_argument("--cases", type=int, default=1000)
+    commands.add_parser("checkpoints").add_argument("--saves", type=int, default=200)
     options = parser.parse_args()
     if options.name == "packing":
         packing(options.lists)
     elif options.name == "memory":
         memory(options.rows)
+    elif options.name == "checkpoints":
+        checkpoints(options.saves)
     else:
         invariance(options.cases)
 

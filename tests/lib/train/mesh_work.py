@@ -1,19 +1,24 @@
-"""What ranks do for test_boxes.py: tensors on two-dimensional meshes, saved and read on other meshes."""
+"""What ranks do for test_boxes.py: tensors on two-dimensional meshes, saved and read on other meshes; saves in a race."""
 
+import random
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from lib.train.checkpoint import CheckpointStore, checkpoint_folder, load_state
+from lib.core.artifact import verify
+from lib.train.checkpoint import KIND, CheckpointStore, checkpoint_folder, load_state, published_steps
 from lib.train.retention import Retention
 from lib.train.state import Fetch, Piece, TrainState, piece_of
 
 FACTS: dict[str, Any] = {"layout": {}, "loss": 1.0}
+WARM_UP_SAVES = 4
 WHOLE = torch.arange(8 * 6, dtype=torch.float32).reshape(8, 6)
 
 
@@ -87,3 +92,40 @@ def save_and_read(root: Path) -> dict[str, Any]:
             if not torch.equal(piece.local, expected[name].local):
                 wrong[f"{sizes} {name}"] = piece.local.tolist()
     return wrong
+
+
+def save_and_race(root: Path, num_saves: int) -> dict[str, Any]:
+    """{"wrong": of `save_and_read`, and what `race` returns}"""
+    return {"wrong": save_and_read(root / "read"), **race(root / "race", num_saves)}
+
+
+def race(root: Path, num_saves: int, max_delay_seconds: float = 0.02) -> dict[str, Any]:
+    """Save again and again into one folder, each rank late by chance at each move; {"published", "growth" of resident memory
+    after the first few saves}."""
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    rng, before = random.Random(rank), 0
+    store = CheckpointStore(root, keep=Retention(2, every=10), rank=rank, num_ranks=num_ranks)
+    tensors = {"own": torch.full((1 << 20,), float(rank)), "shared": torch.zeros(1000)}
+    for step in range(1, num_saves + 1):
+        state = TrainState()
+        state.register("tensors", Tensors(tensors))
+        for move in (
+            lambda state=state, step=step: store.save_async(step, state, FACTS),
+            store.wait_for_part,
+            dist.barrier,
+            store.all_parts_written,
+            *((store.wait_until_published, lambda: verify_newest(root)) if rng.random() < 0.2 and rank == 0 else ()),
+        ):
+            time.sleep(rng.random() * max_delay_seconds)
+            move()
+        if step == WARM_UP_SAVES:
+            before = psutil.Process().memory_info().rss
+    store.wait_until_published()
+    dist.barrier()
+    store.close()
+    verify_newest(root)
+    return {"published": published_steps(root), "growth": psutil.Process().memory_info().rss / before - 1.0}
+
+
+def verify_newest(root: Path) -> None:
+    verify(checkpoint_folder(root, published_steps(root)[0]), KIND)
