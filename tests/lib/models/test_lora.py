@@ -291,3 +291,15 @@ def test_a_target_is_one_of_the_unified_names(folders: dict[str, Path]) -> None:
     }
     for target, count in layers.items():
         assert len(trained_shapes(spec, LoraConfig(targets=(target,)))) == 2 * count
+
+
+def test_a_merged_weight_is_rounded_once() -> None:
+    """[D1] Of 4,096 bfloat16 weights: W + scale * B A in float64, rounded to bfloat16, is what is stored of the merge but for
+    ties of float32; the product rounded before the sum would differ in many."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 64, generator=generator).bfloat16()
+    a, b = torch.randn(4, 64, generator=generator), torch.randn(64, 4, generator=generator)
+    product = 0.37 * (b.double() @ a.double())
+    exact = (weight.double() + product).bfloat16()
+    assert int((merged(weight, a, b, 0.37).bfloat16() != exact).sum()) <= 2
+    assert int(((weight + product.bfloat16()) != exact).sum()) > 200
