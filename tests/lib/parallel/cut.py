@@ -1,5 +1,6 @@
 """What the ranks of the tests of tensor parallelism do; see lib/parallel/tensor.py."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,15 @@ def step(folder: Path, options: dict[str, Any], parallel: ParallelConfig) -> tup
     again, _ = module(*batch)
     sums = {"loss": float(loss.detach()), "again": float(again.detach()), "correct": int(correct)}
     facts |= all_reduce_sum({name: value * place.is_first for name, value in sums.items()})
-    return {**facts, "bytes_read": bytes_read}, tensors
+    return {**facts, "bytes_read": bytes_read, "weights": digest(module)}, tensors
+
+
+def digest(module: LossModule) -> str:
+    """Of all weights as this rank has them: put together from the ranks that hold pieces of the same copy."""
+    found = hashlib.sha256()
+    for parameter in module.parameters():
+        found.update(whole(parameter).contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def sharded(folder: Path, config: ModelConfig, parallel: ParallelConfig) -> tuple[LossModule, int]:

@@ -48,7 +48,8 @@ CUT = [(case, f"2 {case} {mesh}") for case in CASES for mesh in TWO] + [
 @pytest.mark.parametrize(("case", "name"), CUT)
 def test_a_cut_model_is_the_model(case: str, name: str, results: dict[str, Found]) -> None:
     """[E3] [E8] Loss and every gradient to 1e-5, of its greatest entry; biases, sinks and norms are not zero. The exports
-    are bit for bit those of one rank, and the norm, clipped to 0.5 or not, and the loss after an update are the same."""
+    are bit for bit those of one rank, and the norm, clipped to 0.5 or not, and the loss after an update are the same. What
+    several ranks hold whole, and each updates for itself, has the same bits on all of them."""
     (alone,), expected = results[f"1 {case} {{}}"]
     ranks, found = results[name]
     assert found.keys() == expected.keys()
@@ -64,6 +65,7 @@ def test_a_cut_model_is_the_model(case: str, name: str, results: dict[str, Found
         assert rank["norm"] == ranks[0]["norm"] == pytest.approx(alone["norm"], rel=1e-5)
         assert rank["clipped"] == pytest.approx(0.5, rel=1e-5)
         assert rank["again"] == pytest.approx(alone["again"], rel=1e-4)
+        assert rank["weights"] == ranks[0]["weights"]
     assert alone["again"] != pytest.approx(alone["loss"], rel=1e-3)
 
 
