@@ -100,6 +100,9 @@ class TrainJob(Frozen):
                 f"config.train.rows_per_step ({train.rows_per_step}) is not a multiple of {ranks} {kind} x "
                 f"{train.rows_per_micro_batch} rows_per_micro_batch"
             )
+        if self.sequence_length % config.parallel.tensor:
+            asked = f"config.parallel.tensor ({config.parallel.tensor})"
+            raise ValueError(f"sequence_length ({self.sequence_length}) is not a multiple of {asked}")
         if config.cluster.accelerator and not self.gpus_per_node:
             raise ValueError(f"config.cluster.accelerator is {config.cluster.accelerator}, but gpus_per_node is 0")
         if self.config.optim.warmup_steps >= self.steps:

@@ -1,8 +1,8 @@
 """How a model is cut into parts that ranks compute together: by names of parameters, one plan for all families.
 
 A region, attention or a gated MLP, begins with weights that are cut by outputs (heads, features) and ends with one that is
-cut by inputs, so that its result is a sum over the ranks. Of embedding and head each rank has some of the rows. Within a
-region a rank's gradient is its share alone; outside, all ranks have the same whole one.
+cut by inputs, so that its result is a sum over the ranks. Of embedding and head each rank has some of the rows. Between the
+regions each rank has some of the tokens of every row, so that norms, and what is kept for the backward pass, are cut too.
 """
 
 import re
@@ -20,9 +20,9 @@ class Part(Enum):
     OUTPUTS = "rows of a matrix [..., O, I]"
     INPUTS = "columns of a matrix [..., O, I]"
     NUMBERS = "some of the last dimension"
-    SHARED = "all of it; used within a region, so the gradient is a sum over the ranks"
+    SHARED = "all of it; used for a rank's own tokens or heads, so the gradient is a sum over the ranks"
     ONCE = "all of it; added to the result of a region, which is a sum over the ranks, so one of them adds it"
-    WHOLE = "all of it"
+    WHOLE = "all of it; used alike by all ranks"
 
 
 _PREFIX = r"(?:.*\.)?"
@@ -37,6 +37,7 @@ PLAN = {
     rf"{CUT_BY_INPUTS}\.bias": Part.ONCE,
     rf"{CUT_BY_INPUTS}\.lora\.b": Part.SHARED,
     rf"{_LAYER}attn\.sinks": Part.NUMBERS,
+    rf"(?:{_LAYER}\w+_|{_PREFIX})norm\.weight": Part.SHARED,
 }
 """Pattern of a parameter's name -> how it is cut; what matches none is WHOLE."""
 HEAD_NORM = rf"{_LAYER}attn\.[qk]_norm"

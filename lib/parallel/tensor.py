@@ -1,8 +1,8 @@
 """Each layer computed by several ranks together, put on from outside; lib/parallel/plan.py says what is cut how.
 
-The ranks of the tensor axis hold their parts of the weights as DTensors, and compute with them as plain tensors. What runs
-through the residual stream is whole, and the same on all of them. They meet where a region ends, in the forward pass, and
-where it begins, in the backward pass. No rank ever has a whole row of logits.
+The ranks of the tensor axis hold their parts of the weights as DTensors, and compute with them as plain tensors. Of what runs
+through the residual stream each has the same tokens of every row: those are gathered where a region begins, and the addends
+of its result are summed up where it ends, each token's where it belongs. No rank ever has a whole row of logits.
 """
 
 import re
@@ -17,7 +17,11 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from lib.losses.vocabulary_part import VocabularyPart
 from lib.models.decoder import Decoder
 from lib.models.heads import OutputHead
+from lib.models.layers.documents import DocumentLayout
+from lib.models.layers.experts import Experts, Groups
+from lib.models.layers.moe import Moe, RouterLoad
 from lib.parallel.clock import CLOCK
+from lib.parallel.collectives import added_once, apart, counted_once, enter, gathered, leave, scattered, together
 from lib.parallel.mesh import TENSOR_AXIS
 from lib.parallel.plan import CUT_BY_INPUTS, HEAD_NORM, Part, part_of
 
@@ -38,13 +42,15 @@ def cut_layers(module: nn.Module, mesh: DeviceMesh) -> None:
     for name, part in modules.items():
         kind: type[_Cut] = _Cut
         if name in regions:
-            kind = _Region
+            kind = _Experts if isinstance(part, Experts) else _Region
         elif part is decoder.embed:
             kind = _RowsOfIds
         elif part is decoder.norm:
             kind = _BeforeHead
         elif isinstance(part, OutputHead):
             kind = _OutputHead
+        elif isinstance(part, Moe):
+            kind = _Routed
         elif decoder.spec.qk_norm == "all" and re.fullmatch(HEAD_NORM, name):
             kind = _SpreadNorm
         if kind is _Cut and not part._parameters:
@@ -96,14 +102,29 @@ class _Cut(nn.Module):
             return value
         part = self._parts[name]
         local = value.to_local(grad_placements=[Partial()] if part is Part.SHARED else None)
-        return _Once.apply(local, self._rank == 0) if part is Part.ONCE else local  # type: ignore[no-untyped-call]
+        return added_once(local, self._rank == 0) if part is Part.ONCE else local
 
 
 class _Region(_Cut):
-    """The result of each rank is an addend."""
+    """Takes a rank's tokens and gives them back; in between, it has those of all, and computes an addend of their result."""
 
-    def forward(self, x: torch.Tensor, *others: Any) -> torch.Tensor:
-        return _leave(super().forward(_enter(x, self._group), *others), self._group)
+    def forward(self, x_BSD: torch.Tensor, *others: Any) -> torch.Tensor:
+        return scattered(super().forward(gathered(x_BSD, self._group), *others), self._group)
+
+
+class _Routed(_Cut):
+    """Takes a rank's tokens and gives them back; in between, all ranks route those of all alike."""
+
+    def forward(self, x_BSD: torch.Tensor, layout: DocumentLayout) -> tuple[torch.Tensor, RouterLoad]:
+        y_BTD, load = super().forward(together(x_BSD, self._group), layout)
+        return apart(y_BTD, self._group), load
+
+
+class _Experts(_Cut):
+    """Takes the rows of all ranks and gives their sum; a rank computes an addend."""
+
+    def forward(self, x_PD: torch.Tensor, groups: Groups) -> torch.Tensor:
+        return leave(super().forward(enter(x_PD, self._group), groups), self._group)
 
 
 class _RowsOfIds(_Cut):
@@ -114,22 +135,21 @@ class _RowsOfIds(_Cut):
         own_ids = token_ids - self._rank * num_rows
         is_own = (own_ids >= 0) & (own_ids < num_rows)
         found = super().forward(own_ids.where(is_own, 0))
-        return _leave(found.where(is_own[..., None], 0.0), self._group)
+        return scattered(found.where(is_own[..., None], 0.0), self._group)
 
 
 class _BeforeHead(_Cut):
-    """The last norm: what follows is the head, of which each rank has a part."""
+    """The last norm: what follows is the head, of which each rank has a part, for the tokens of all."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _enter(super().forward(x), self._group)
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        return gathered(super().forward(x_BSD), self._group)
 
 
 class _OutputHead(_Cut):
     """A head that all ranks compute alike, of hidden states whose gradient is a sum over them: one rank's counts."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        once: torch.Tensor = _CountedOnce.apply(hidden, self._rank == 0)  # type: ignore[no-untyped-call]
-        outputs: torch.Tensor = super().forward(once)
+        outputs: torch.Tensor = super().forward(counted_once(hidden, self._rank == 0))
         return outputs
 
 
@@ -138,72 +158,7 @@ class _SpreadNorm(_Cut):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         values = x.float()
-        squares = _enter(_leave(values.square().sum(-1, keepdim=True), self._group), self._group)
+        squares = enter(leave(values.square().sum(-1, keepdim=True), self._group), self._group)
         mean = squares / (x.shape[-1] * dist.get_world_size(self._group))
         scaled: torch.Tensor = values * torch.rsqrt(mean + self.eps) * (self.weight.float() + self.offset)
         return scaled.to(x.dtype)
-
-
-def _enter(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """x, whose gradient is the sum of what the ranks find."""
-    entered: torch.Tensor = _Enter.apply(x, group)  # type: ignore[no-untyped-call]
-    return entered
-
-
-def _leave(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """The sum of the ranks' x; the gradient of each addend is that of the sum."""
-    left: torch.Tensor = _Leave.apply(x, group)  # type: ignore[no-untyped-call]
-    return left
-
-
-class _Enter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _summed(grads[0], ctx.group), None
-
-
-class _Leave(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        return _summed(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grads[0], None
-
-
-class _Once(torch.autograd.Function):
-    """What one rank adds to a sum over the ranks. All ranks know the gradient of the sum, and so that of the addend."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, is_first: bool) -> torch.Tensor:
-        return x.view_as(x) if is_first else torch.zeros_like(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grads[0], None
-
-
-class _CountedOnce(torch.autograd.Function):
-    """x, whose gradient is that of one rank, and zero on the others."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, is_first: bool) -> torch.Tensor:
-        ctx.is_first = is_first
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grads[0] if ctx.is_first else torch.zeros_like(grads[0]), None
-
-
-def _summed(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    total = x.clone(memory_format=torch.contiguous_format)
-    with CLOCK.part("collective"):
-        dist.all_reduce(total, group=group)
-    return total

@@ -65,6 +65,7 @@ REFUSED = [
     ({"config": {"parallel": {"tensor": 0}}}, "config.parallel.tensor"),
     ({"config": {"parallel": {"tensor": 3}}}, "config.parallel: tensor 3 doesn't make 2 ranks"),
     ({"config": {"parallel": {"shard": 1}}}, "config.parallel"),
+    ({"sequence_length": 33, "config": {"parallel": {"tensor": 2}}}, "sequence_length (33) is not a multiple"),
     ({"confіg": {}}, "confіg"),
 ]
 

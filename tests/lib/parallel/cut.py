@@ -26,7 +26,7 @@ from lib.train.step import LossModule
 from tests.lib.models.batches import packed
 
 ROWS = [[9, 17, 4], [23, 9], [30, 1], [8, 8, 8, 8]]
-NUM_COLUMNS = 34
+NUM_COLUMNS = 36
 WIDE = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
 SOME_TARGETS = LoraConfig(rank=3, alpha=1.0, targets=("q", "v", "o", "gate", "down", "embed"))
 EVERY_TARGET = LoraConfig(rank=3, alpha=1.0, targets=("q", "k", "v", "o", "experts", "embed"), train_fully=("norms", "router"))

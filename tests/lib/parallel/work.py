@@ -36,7 +36,7 @@ from lib.train.step import accumulate_gradients, count_step
 from tests.lib.models.batches import heads_micro_batch, packed
 
 ROWS = [[9, 17, 4], [23, 9], [30, 1], [8, 8, 8, 8]]
-NUM_COLUMNS = 34
+NUM_COLUMNS = 36
 FP32: dict[str, Any] = {"compute_dtype": "float32"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fp32": (FP32, {}),
