@@ -53,7 +53,7 @@ VARIANTS = {
     "small 256": Variant(SMALL, 1, 256),
     "small 1024": Variant(SMALL, 1, 1024),
     "wide 512": Variant(WIDE, 1, 512),
-    "small 1024 recomputed": Variant(SMALL, 1, 1024, config=FLOAT.model_copy(update={"activation_checkpointing": True})),
+    "small 1024 recomputed": Variant(SMALL, 1, 1024, config=FLOAT.model_copy(update={"activation_checkpointing": "layer"})),
     "small 1024 adapters": Variant(SMALL, 1, 1024, config=FLOAT.model_copy(update={"lora": LoraConfig(rank=16)})),
     "small 1024 bfloat16": Variant(SMALL, 1, 1024, config=ModelConfig(loss_chunk_tokens=256)),
     "small 256 on 2": Variant(SMALL, 1, 256, ranks=2),

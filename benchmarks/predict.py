@@ -30,7 +30,7 @@ def predicted(model: str, gpus: int, options: argparse.Namespace, *, strong: boo
     rows = max(options.rows, gpus) if strong else gpus
     config = {
         "data": {"num_streams": 4096},
-        "model": {"activation_checkpointing": True, "loss_chunk_tokens": 2048},
+        "model": {"activation_checkpointing": "layer", "loss_chunk_tokens": 2048},
         "train": {"rows_per_step": rows},
         "parallel": {
             "replicate": nodes if cut == "a copy on each node" else 1,

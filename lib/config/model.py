@@ -54,8 +54,9 @@ class ModelConfig(Frozen):
 
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of matrix products; master weights, norms' statistics, softmax and loss stay float32."""
-    activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass: about 22 % slower, memory of one layer's activations."""
+    activation_checkpointing: Literal["none", "layer", "selective"] = "none"
+    """What the backward pass computes again: nothing; each layer, about 22 % slower, for the memory of one layer's
+    activations; or all of a layer but its products with weights, for the memory of what lies between them."""
     loss_chunk_tokens: int = Field(default=1024, ge=1)
     """Trained tokens projected to the vocabulary at a time; bounds the memory of logits."""
     lora: LoraConfig | None = None

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -9,6 +10,7 @@ from torch import nn
 from torch.distributed._composable.checkpoint_activation import checkpoint
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from lib.config.model import ModelConfig
 from lib.models.layers.experts import Experts
@@ -17,6 +19,8 @@ from lib.parallel.mesh import EXPERT_AXIS, SHARD_AXIS, expert_sharding_mesh, sha
 from lib.parallel.shared_memory import HostMemory, SharedAllGather, SharedReduceScatter
 from lib.parallel.tensor import cut_layers
 
+WEIGHT_PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten._grouped_mm.default]
+"""Products of linear layers and of grouped experts; those of attention are others."""
 LAYER_NAME = re.compile(r"(?:.*\.)?layers\.\d+")
 """Modules that are sharded, gathered and recomputed as units; all else belongs to the root."""
 
@@ -41,8 +45,7 @@ def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> Non
         held_by = expert_sharding_mesh(mesh)
         shard(experts, mesh=held_by, shard_placement_fn=inner_shards(held_by[SHARD_AXIS].size()))
     for layer in layers:
-        if config.activation_checkpointing:
-            checkpoint(layer)
+        recompute(layer, config.activation_checkpointing)
         shard(layer, mesh=sharding_mesh(mesh))
     shard(module, mesh=sharding_mesh(mesh), reshard_after_forward=False)
     memory_of = {} if on_gpu else {False: _host_memory(sharding_mesh(mesh))}
@@ -55,6 +58,14 @@ def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> Non
             if memory := memory_of.get(isinstance(part, Experts)):
                 part.set_custom_all_gather(SharedAllGather(memory))
                 part.set_custom_reduce_scatter(SharedReduceScatter(memory))
+
+
+def recompute(layer: nn.Module, kind: Literal["none", "layer", "selective"]) -> None:
+    """Let the backward pass compute a layer again, in place: all of it, or all but its products with weights."""
+    if kind == "layer":
+        checkpoint(layer)
+    elif kind == "selective":
+        checkpoint(layer, context_fn=partial(create_selective_checkpoint_contexts, WEIGHT_PRODUCTS))
 
 
 def _dealt_experts(module: nn.Module, mesh: DeviceMesh) -> list[Experts]:

@@ -8,6 +8,7 @@ the libraries; and the holes of a heap, for which there is HEAP_FACTOR. `python 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Literal
 
 import torch
 
@@ -129,7 +130,7 @@ def estimate_memory(
     head = _head_bytes(spec, config, batch, compute, tensor, on_gpu=on_gpu)
     length = min(batch.document_tokens or batch.sequence_length, batch.sequence_length)
     kept = activation_bytes(part, compute, length, on_gpu=on_gpu)
-    activations = batch.tokens * _kept_at_once(spec, kept, compute, recomputed=config.activation_checkpointing)
+    activations = batch.tokens * _kept_at_once(part, kept, compute, config.activation_checkpointing)
     at_loss = MemoryEstimate(
         **held,
         gradients=accumulated,
@@ -248,8 +249,23 @@ def _mlp_bytes(spec: DecoderSpec, layer: int, compute: int, on_gpu: bool) -> flo
     return kept + width * compute + spec.moe.top_k * of_pair + 8 * spec.moe.num_experts
 
 
-def _kept_at_once(spec: DecoderSpec, kept: list[float], compute: int, *, recomputed: bool) -> float:
-    return len(kept) * spec.hidden_size * compute + max(kept) if recomputed else sum(kept)
+def _kept_at_once(
+    spec: DecoderSpec, kept: list[float], compute: int, recomputed: Literal["none", "layer", "selective"]
+) -> float:
+    if recomputed == "none":
+        return sum(kept)
+    inputs = len(kept) * spec.hidden_size
+    products = sum(_products(spec, layer) for layer in range(len(kept))) if recomputed == "selective" else 0
+    return min(compute * (inputs + products) + max(kept), sum(kept))
+
+
+def _products(spec: DecoderSpec, layer: int) -> int:
+    """Numbers for each token that a layer's products with weights make."""
+    attention = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim + spec.hidden_size
+    if spec.moe is None or not spec.has_experts(layer):
+        return attention + 2 * spec.intermediate_size + spec.hidden_size
+    pair = 2 * spec.moe.intermediate_size + spec.hidden_size
+    return attention + spec.moe.num_experts + spec.moe.top_k * pair
 
 
 def _backward_bytes(spec: DecoderSpec, compute: int) -> float:

@@ -92,7 +92,8 @@ def estimate_step(
         num_targets=round(tokens * batch.target_share),
     )
     # Recomputing a layer is a forward pass more, a third of its work with all weights trained; the count leaves it out.
-    worked = flops * (4 / 3 if config.activation_checkpointing else 1.0)
+    # Recomputing all but its products with weights is next to nothing.
+    worked = flops * (4 / 3 if config.activation_checkpointing == "layer" else 1.0)
     compute = worked / (num_ranks * machines.device.flops * efficiency)
     transfers = transfer_seconds(spec, config, sizes, batch, machines)
     # Before the first layer is gathered, and after the last one's gradient is there, nothing is left to compute meanwhile.
@@ -120,7 +121,7 @@ def transfer_seconds(
             shards += _seconds(REDUCED_BYTES * summed, axes, "shard", machines)
             shards += 2 * _seconds(REDUCED_BYTES * summed / axes["shard"], axes, "replicate", machines)
     hidden = compute * batch.tokens * spec.hidden_size
-    passes = batch.micro_batches * (3 if config.activation_checkpointing else 2)
+    passes = batch.micro_batches * (2 if config.activation_checkpointing == "none" else 3)
     in_layers = 2 * 2 * passes * spec.num_layers * _seconds(hidden, sizes, "tensor", machines)
     to_experts = 0.0
     if spec.moe is not None:

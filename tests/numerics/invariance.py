@@ -157,7 +157,9 @@ def _differences(case: Case, mesh: DeviceMesh, place: DataPlace) -> dict[str, fl
     shares = _shares(case, documents, place.num_ranks)
     silent = _silent(case, documents, shares[-1])
     module = _module(case, case.chunk_tokens)
-    config = ModelConfig(activation_checkpointing=case.recomputed).model_copy(update={"compute_dtype": case.dtype})
+    config = ModelConfig(activation_checkpointing="layer" if case.recomputed else "none").model_copy(
+        update={"compute_dtype": case.dtype}
+    )
     shard_model(module, mesh, config)
     module.vocabulary = vocabulary_part(mesh, module.decoder.spec.vocab_size)
     micro = _micro_batches(shares[place.rank], case.rows_per_micro_batch, case.sequence_length, silent)

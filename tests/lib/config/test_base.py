@@ -49,7 +49,7 @@ REFUSED = [
     ({"config": {"optim": {"warmup_steps": 100}}}, "warmup_steps"),
     ({"config": {"model": {"compute_dtype": "fp8"}}}, "config.model.compute_dtype"),
     ({"config": {"model": {"activation_checkpointing": "off"}}}, "config.model.activation_checkpointing"),
-    ({"config": {"model": {"activation_checkpointing": 1}}}, "config.model.activation_checkpointing"),
+    ({"config": {"model": {"activation_checkpointing": True}}}, "config.model.activation_checkpointing"),
     ({"config": {"data": {"seed": -1}}}, "config.data.seed"),
     ({"config": {"data": {"seed": 1.7}}}, "config.data.seed"),
     ({"config": {"data": {"long_rows": "None"}}}, "config.data.long_rows"),

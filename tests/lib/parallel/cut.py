@@ -33,7 +33,7 @@ EVERY_TARGET = LoraConfig(rank=3, alpha=1.0, targets=("q", "k", "v", "o", "exper
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama": ({}, {"family": "llama", "attention_bias": True, "mlp_bias": True, **WIDE}),
     "llama recomputed, a head of its own": (
-        {"activation_checkpointing": True},
+        {"activation_checkpointing": "layer"},
         {"family": "llama", "tie_word_embeddings": False},
     ),
     "gpt_oss": ({}, {"family": "gpt_oss", "num_local_experts": 4, "tie_word_embeddings": False, **WIDE}),

@@ -76,7 +76,9 @@ class Run:
         shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=dist.get_world_size(), threads_per_rank=1)
         with torch.device("meta"):
             self.module = BalancedLoss(Decoder(read_spec(folder)[1]))
-        config = ModelConfig(compute_dtype="float32", activation_checkpointing="replicate" in plan, **MODELS[folder.name])
+        config = ModelConfig(
+            compute_dtype="float32", activation_checkpointing="layer" if "replicate" in plan else "none", **MODELS[folder.name]
+        )
         if config.lora:
             put_adapters(self.module.decoder, config.lora)
         shard_model(self.module, build_mesh(shape, ParallelConfig(**plan)), config)

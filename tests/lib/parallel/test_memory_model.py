@@ -99,7 +99,8 @@ def test_more_needs_no_less(seed: int) -> None:
     ]
     less = [
         total(batch=here, tensor=2),
-        total(config=ModelConfig(activation_checkpointing=True), batch=here),
+        total(config=ModelConfig(activation_checkpointing="layer"), batch=here),
+        total(config=ModelConfig(activation_checkpointing="selective"), batch=here),
         total(config=ModelConfig(lora=LoraConfig(rank=2)), batch=here),
         total(config=ModelConfig(loss_chunk_tokens=16), batch=here),
     ]

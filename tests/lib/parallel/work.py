@@ -41,15 +41,15 @@ FP32: dict[str, Any] = {"compute_dtype": "float32"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fp32": (FP32, {}),
     "fp32 untied, biases": (FP32, {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
-    "fp32 recomputed": (FP32 | {"activation_checkpointing": True}, {}),
+    "fp32 recomputed": (FP32 | {"activation_checkpointing": "layer"}, {}),
     "fp32 odd sizes": (FP32, {"hidden_size": 60, "intermediate_size": 91, "head_dim": 10}),
     "bf16": ({"compute_dtype": "bfloat16"}, {}),
     "fp32 experts": (FP32, {"family": "qwen3_moe", "num_experts": 5}),
-    "fp32 fused experts": (FP32 | {"activation_checkpointing": True}, {"family": "gpt_oss", "num_local_experts": 4}),
+    "fp32 fused experts": (FP32 | {"activation_checkpointing": "layer"}, {"family": "gpt_oss", "num_local_experts": 4}),
     "fp32 adapters": (FP32 | {"lora": LoraConfig(rank=3, targets=("q", "v", "down", "embed"))}, {}),
     "fp32 adapters of experts": (
         FP32
-        | {"activation_checkpointing": True}
+        | {"activation_checkpointing": "layer"}
         | {"lora": LoraConfig(rank=5, targets=("k", "experts", "head"), train_fully=("norms", "router"))},
         {"family": "gpt_oss", "num_local_experts": 4, "tie_word_embeddings": False},
     ),

@@ -75,7 +75,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_in_the_same_bits(
 def test_recomputing_layers_changes_no_bit_though_dropout_draws_again(
     uninterrupted: tuple[Path, Manifest], inputs: Inputs, tmp_path: Path
 ) -> None:
-    train(inputs, job(model={"lora": LORA, "activation_checkpointing": True}), tmp_path)
+    train(inputs, job(model={"lora": LORA, "activation_checkpointing": "layer"}), tmp_path)
     assert metrics(tmp_path / "checkpoint") == metrics(uninterrupted[0] / "checkpoint")
 
 

@@ -57,7 +57,7 @@ def test_a_job_fits_where_its_memory_does() -> None:
     """96 GB of weights and moments: not on one GPU of 80 GiB, on eight. Adapters fit on one."""
     short = {"train": {"rows_per_step": 8}}
     assert not planned("llama-3.1-8b", gpus=1, **short).fits
-    assert planned("llama-3.1-8b", gpus=8, model={"activation_checkpointing": True}, **short).fits
-    adapted = planned("llama-3.1-8b", gpus=1, model={"activation_checkpointing": True, "lora": {"rank": 8}}, **short)
+    assert planned("llama-3.1-8b", gpus=8, model={"activation_checkpointing": "layer"}, **short).fits
+    adapted = planned("llama-3.1-8b", gpus=1, model={"activation_checkpointing": "layer", "lora": {"rank": 8}}, **short)
     assert adapted.fits and adapted.trained_parameters < adapted.parameters / 100
     assert adapted.needed_bytes < HEADROOM * 80 * GIB
