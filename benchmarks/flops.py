@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.report import Report, say
 from lib.config.heads import HeadsConfig
 from lib.config.model import LoraConfig, LoraTarget
+from lib.losses.outputs import HeadTargets
 from lib.models.decoder import Decoder
 from lib.models.families import FAMILIES
 from lib.models.flops import FlopCounter
@@ -25,7 +26,7 @@ from lib.models.layers.documents import DocumentLayout
 from lib.models.lora import MODULES, fill_factors, put_adapters, trained_shapes
 from lib.models.spec import DecoderSpec
 from lib.models.verify_configs import random_case
-from lib.train.heads import HeadsLossModule, HeadTargets, weighted_loss
+from lib.train.heads import HeadsLossModule, HeadsObjective
 from lib.train.step import LossModule
 
 LENGTHS = ((10, 6), (16,))
@@ -47,7 +48,8 @@ HEADS = {
     }.items()
 }
 """What a decoder can put out beside, or in place of, the next token's logits."""
-PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, ADDMM_IN_PLACE)
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, ADDMM_IN_PLACE)
+"""Those of the layers. Attention makes its own by `bmm` or in a fused kernel, and is traced apart."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def _loss(model: Decoder | HeadedDecoder, spec: DecoderSpec) -> torch.Tensor:
         values = labels if head.kind == "lm" else torch.zeros(shape, dtype=torch.int64 if head.labels else torch.float32)
         targets[head.name] = HeadTargets(values, torch.ones(shape))
     totals = HeadsLossModule(model, chunk_tokens=8)(token_ids, positions, layout, targets)
-    return weighted_loss(totals, dict.fromkeys(targets, 1.0), model.config)
+    loss: torch.Tensor = HeadsObjective(model.config).loss(totals, dict.fromkeys(targets, 1.0))
+    return loss
 
 
 def _addmm(_sum: torch.Size, left: torch.Size, right: torch.Size, **_: object) -> int:
