@@ -1,6 +1,7 @@
 """Supervised fine-tuning: rows and a model in, a trained and scored model out.
 
-pyflyte -c flyte.config run workflows/sft.py sft --inputs-file configs/sft/smollm2_quickstart.yaml"""
+pyflyte -c flyte.config run workflows/sft.py sft --inputs-file configs/sft/smollm2_quickstart.yaml
+"""
 
 from typing import NamedTuple
 
@@ -18,9 +19,7 @@ from tasks.sources import ModelSource, RawData
 from tasks.train import check_job, train
 from workflows.ingest import ROWS, ingest
 
-DEFAULT_CONFIG = SftConfig()
-DEFAULT_EVALUATION = EvalConfig()
-NO_TOKENS = VocabularyConfig()
+DEFAULT_CONFIG, DEFAULT_EVALUATION, NO_TOKENS = SftConfig(), EvalConfig(), VocabularyConfig()
 
 
 class SftOutputs(NamedTuple):
@@ -71,8 +70,9 @@ def sft(  # noqa: PLR0913 - a workflow's inputs are its form in the console
     rows = ingest(source=train_data, config=train_rows)
     held_out = ingest(source=eval_data, config=eval_rows)
     prepared = prepare_model(source=stamp_model(source=model), vocabulary=vocabulary)
+    proof = verify_model(model=prepared)
     before = evaluate(model=prepared, data=held_out, config=evaluation, gpus_per_node=gpus_per_node)
-    checkpoint = train(model=prepared, data=rows, report=verify_model(model=prepared), job=job, resume_from=resume_from)
+    checkpoint = train(model=prepared, data=rows, report=proof, job=job, resume_from=resume_from)
     trained = export_model(checkpoint=checkpoint)
     after = evaluate(model=trained, data=held_out, config=evaluation, gpus_per_node=gpus_per_node)
     scores = {"before": before, "after": after, "config": evaluation}

@@ -35,12 +35,12 @@ def merge_parts(
     if not parts:
         raise DataError("there are no shards to merge; the source holds no rows")
     manifests = [read_manifest(part) for part in parts]
-    _check_whole(shards, manifests)
     if shards[0].rows.read == "in_place":
         assert len(shards) == 1, f"a source that is read in place has {len(shards)} shards"
         staged.lineage["source"] = shards[0].content
         write_places(shards[0], staged)
         return
+    _check_whole(shards, manifests)
     totals = _Totals(shards[0].source, shards[0].rows.bad_rows)
     first = manifests[0].meta
     writer = ShardWriter(staged.path, first["format"])
@@ -136,7 +136,9 @@ def _check_whole(shards: Sequence[SourceShard], manifests: Sequence[Manifest]) -
     if len(shards) != len(manifests):
         raise DataError(f"{len(manifests)} parts of {len(shards)} shards; ingest the source again")
     for shard, manifest in zip(shards, manifests):
-        if manifest.lineage.get("source") != shard.content:
+        names = {name for name, _ in manifest.meta["splits"]}
+        range_ = [shard.first, shard.stop] if shard.num_shards > 1 else None
+        if manifest.meta.get("range") != range_ or not names <= {file.name for file in shard.files}:
             raise DataError(f"{shard.title}: its part was made of other rows; ingest the source again")
 
 

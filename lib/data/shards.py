@@ -67,6 +67,8 @@ def ingest_shard(shard: SourceShard, staged: Staged, progress: Callable[[int], N
         write_places(shard, staged)
     else:
         ingest_part(open_shard(shard), staged, progress, config=shard.rows, title=shard.title)
+        if shard.num_shards > 1:  # the only part is the whole, and is kept once
+            staged.meta["range"] = [shard.first, shard.stop]
 
 
 def open_shard(shard: SourceShard) -> FileSource:

@@ -91,6 +91,8 @@ class CheckpointStore:
         self._publishing: Future[None] | None = None
         self._step = 0
         root.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            self._prune()  # what a start before had no more time to
 
     @property
     def pending(self) -> bool:
@@ -170,12 +172,15 @@ class CheckpointStore:
             if before_publishing is not None:
                 before_publishing()
             publish(_staged(staging, step, self._num_ranks), target, KIND)
-            losses = {step: _loss_of(checkpoint_folder(self.root, step)) for step in published_steps(self.root)}
-            for old in losses.keys() - self._keep.kept(losses):
-                _remove(checkpoint_folder(self.root, old))
+            self._prune()
         except OSError as error:
             shutil.rmtree(staging, ignore_errors=True)
             raise self._failure(target, error) from error
+
+    def _prune(self) -> None:
+        losses = {step: _loss_of(checkpoint_folder(self.root, step)) for step in published_steps(self.root)}
+        for old in losses.keys() - self._keep.kept(losses):
+            _remove(checkpoint_folder(self.root, old))
 
     def _failure(self, path: Path, error: Exception) -> InfraError:
         return InfraError(

@@ -17,4 +17,5 @@ def test_ids_of_training_are_those_that_vllm_feeds_the_model() -> None:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])["parity"]["qwen3"]
-    assert found == {"strings": 17, "prompts": 12, "strings_differ": 0, "prompts_differ": 0, "round_trips_lost": 0}
+    assert found.pop("strings") == 17 and found.pop("prompts") == 12
+    assert set(found.values()) == {0}
