@@ -22,9 +22,10 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW
             raise ValueError(f"parameter {name} is {parameter.dtype}; the optimizer's weights must be float32")
     # One fused update takes parameters of one mesh; those of experts may be on another than the rest.
     groups: dict[tuple[bool, DeviceMesh | None], list[nn.Parameter]] = {}
-    for _, parameter in named:
+    for name, parameter in named:
         mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        groups.setdefault((parameter.ndim >= 2, mesh), []).append(parameter)
+        is_matrix = parameter.ndim >= 2 and not name.endswith(".bias")  # experts have theirs under each other
+        groups.setdefault((is_matrix, mesh), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": parameters, "weight_decay": config.weight_decay if is_matrix else 0.0}

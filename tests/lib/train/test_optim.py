@@ -42,8 +42,10 @@ def test_a_step_outside_the_run_is_refused(step: int) -> None:
 
 
 def test_decay_is_on_matrices_only() -> None:
-    """With a zero gradient AdamW multiplies a decayed weight by 1 - lr * decay = 1 - 0.1 * 0.5 and leaves others alone."""
-    module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    """With a zero gradient AdamW multiplies a decayed weight by 1 - lr * decay = 1 - 0.1 * 0.5 and leaves others alone, the
+    biases of experts, too, which lie under each other as a matrix does."""
+    module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.ModuleDict({"experts": nn.Module()}))
+    module[2]["experts"].register_parameter("bias", nn.Parameter(torch.randn(4, 3)))
     before = {name: value.detach().clone() for name, value in module.named_parameters()}
     optimizer = build_optimizer(module, OptimConfig(weight_decay=0.5))
     set_learning_rate(optimizer, 0.1)
@@ -51,7 +53,7 @@ def test_decay_is_on_matrices_only() -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     for name, value in module.named_parameters():
-        expected = before[name] * 0.95 if value.ndim == 2 else before[name]
+        expected = before[name] * 0.95 if name == "0.weight" else before[name]
         assert torch.allclose(value, expected, rtol=0, atol=1e-7), name
 
 
