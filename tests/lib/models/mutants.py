@@ -143,14 +143,14 @@ MUTANTS: dict[str, Mutant] = {
     "sinks: of the neighbouring head": (
         "gpt_oss",
         "layers.attention_cpu",
-        "scores.sinks_N.float().view",
-        "scores.sinks_N.float().roll(1).view",
+        "scores.sinks_N.to(scores_KGQL.dtype).view",
+        "scores.sinks_N.to(scores_KGQL.dtype).roll(1).view",
     ),
     "sinks: scaled as scores are": (
         "gpt_oss",
         "layers.attention_cpu",
-        "scores.sinks_N.float().view",
-        "(scores.scale * scores.sinks_N.float()).view",
+        "scores.sinks_N.to(scores_KGQL.dtype).view",
+        "(scores.scale * scores.sinks_N.to(scores_KGQL.dtype)).view",
     ),
     "head: tied where it is not": ("llama", "hf_config", 'boolean(config, "tie_word_embeddings", tied)', "True"),
     "head: cap left out": ("gemma3_text", "decoder", "logits if cap is None else ", "logits if True else "),
