@@ -5,6 +5,8 @@ whole gradient on each of them, which must not be. Letters: B rows, T tokens, S 
 D model.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,136 +17,67 @@ from lib.parallel.clock import CLOCK
 
 def gathered(x_BSD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """The tokens of all ranks; the gradient of a rank's own is the sum of what the ranks find."""
-    whole: torch.Tensor = _Gather.apply(x_BSD, group)  # type: ignore[no-untyped-call]
-    return whole
+    return _there_and_back(x_BSD, partial(_all_tokens, group=group), partial(_sum_of_own_tokens, group=group))
 
 
 def scattered(x_BTD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Of the sum of the ranks' x, a rank's own tokens; the gradient of each addend is that of all tokens."""
-    own: torch.Tensor = _Scatter.apply(x_BTD, group)  # type: ignore[no-untyped-call]
-    return own
-
-
-def added_once(x: torch.Tensor, is_first: bool) -> torch.Tensor:
-    """What one rank adds to a sum over the ranks. All know the gradient of the sum, and so that of the addend."""
-    addend: torch.Tensor = _AddedOnce.apply(x, is_first)  # type: ignore[no-untyped-call]
-    return addend
-
-
-def counted_once(x: torch.Tensor, is_first: bool) -> torch.Tensor:
-    """x, for what all compute alike from here on, where its gradient is a sum over the ranks: one rank's counts."""
-    counted: torch.Tensor = _CountedOnce.apply(x, is_first)  # type: ignore[no-untyped-call]
-    return counted
+    return _there_and_back(x_BTD, partial(_sum_of_own_tokens, group=group), partial(_all_tokens, group=group))
 
 
 def together(x_BSD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """The tokens of all ranks, for what all compute alike from here on: each then knows the whole gradient."""
-    whole: torch.Tensor = _Together.apply(x_BSD, group)  # type: ignore[no-untyped-call]
-    return whole
+    return _there_and_back(x_BSD, partial(_all_tokens, group=group), partial(_own_tokens, group=group))
 
 
 def apart(x_BTD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """A rank's own tokens of what all computed alike: the gradient of all comes from those that have the tokens."""
-    own: torch.Tensor = _Apart.apply(x_BTD, group)  # type: ignore[no-untyped-call]
-    return own
+    return _there_and_back(x_BTD, partial(_own_tokens, group=group), partial(_all_tokens, group=group))
 
 
 def enter(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """x, whose gradient is the sum of what the ranks find."""
-    entered: torch.Tensor = _Enter.apply(x, group)  # type: ignore[no-untyped-call]
-    return entered
+    return _there_and_back(x, _same, partial(_summed, group=group))
 
 
 def leave(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """The sum of the ranks' x; the gradient of each addend is that of the sum."""
-    left: torch.Tensor = _Leave.apply(x, group)  # type: ignore[no-untyped-call]
-    return left
+    return _there_and_back(x, partial(_summed, group=group), _same)
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_BSD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        return _all_tokens(x_BSD, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _sum_of_own_tokens(grads[0], ctx.group), None
+def added_once(x: torch.Tensor, is_first: bool) -> torch.Tensor:
+    """What one rank adds to a sum over the ranks. All know the gradient of the sum, and so that of the addend."""
+    return _there_and_back(x, _same if is_first else torch.zeros_like, _same)
 
 
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_BTD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        return _sum_of_own_tokens(x_BTD, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _all_tokens(grads[0], ctx.group), None
+def counted_once(x: torch.Tensor, is_first: bool) -> torch.Tensor:
+    """x, for what all compute alike from here on, where its gradient is a sum over the ranks: one rank's counts."""
+    return _there_and_back(x, _same, _same if is_first else torch.zeros_like)
 
 
-class _Together(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_BSD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        return _all_tokens(x_BSD, group)
+Way = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _there_and_back(x: torch.Tensor, there: Way, back: Way) -> torch.Tensor:
+    result: torch.Tensor = _ThereAndBack.apply(x, there, back)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _ThereAndBack(torch.autograd.Function):
+    """`there` of x in the forward pass, `back` of its gradient in the backward pass."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _own_tokens(grads[0], ctx.group), None
-
-
-class _Apart(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_BTD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        return _own_tokens(x_BTD, group)
+    def forward(ctx: Any, x: torch.Tensor, there: Way, back: Way) -> torch.Tensor:
+        ctx.back = back
+        return there(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _all_tokens(grads[0], ctx.group), None
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return ctx.back(grads[0]), None, None
 
 
-class _Enter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _summed(grads[0], ctx.group), None
-
-
-class _Leave(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        return _summed(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grads[0], None
-
-
-class _AddedOnce(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, is_first: bool) -> torch.Tensor:
-        return x.view_as(x) if is_first else torch.zeros_like(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grads[0], None
-
-
-class _CountedOnce(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, is_first: bool) -> torch.Tensor:
-        ctx.is_first = is_first
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grads[0] if ctx.is_first else torch.zeros_like(grads[0]), None
+def _same(x: torch.Tensor) -> torch.Tensor:
+    return x.view_as(x)
 
 
 def _all_tokens(x_BSD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
