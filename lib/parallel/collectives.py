@@ -17,55 +17,54 @@ from lib.parallel.clock import CLOCK
 
 def gathered(x_BSD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """The tokens of all ranks; the gradient of a rank's own is the sum of what the ranks find."""
-    return _there_and_back(x_BSD, partial(_all_tokens, group=group), partial(_sum_of_own_tokens, group=group))
+    return there_and_back(x_BSD, partial(_all_tokens, group=group), partial(_sum_of_own_tokens, group=group))
 
 
 def scattered(x_BTD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Of the sum of the ranks' x, a rank's own tokens; the gradient of each addend is that of all tokens."""
-    return _there_and_back(x_BTD, partial(_sum_of_own_tokens, group=group), partial(_all_tokens, group=group))
+    return there_and_back(x_BTD, partial(_sum_of_own_tokens, group=group), partial(_all_tokens, group=group))
 
 
 def together(x_BSD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """The tokens of all ranks, for what all compute alike from here on: each then knows the whole gradient."""
-    return _there_and_back(x_BSD, partial(_all_tokens, group=group), partial(_own_tokens, group=group))
+    return there_and_back(x_BSD, partial(_all_tokens, group=group), partial(_own_tokens, group=group))
 
 
 def apart(x_BTD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """A rank's own tokens of what all computed alike: the gradient of all comes from those that have the tokens."""
-    return _there_and_back(x_BTD, partial(_own_tokens, group=group), partial(_all_tokens, group=group))
+    return there_and_back(x_BTD, partial(_own_tokens, group=group), partial(_all_tokens, group=group))
 
 
 def enter(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """x, whose gradient is the sum of what the ranks find."""
-    return _there_and_back(x, _same, partial(_summed, group=group))
+    return there_and_back(x, _same, partial(_summed, group=group))
 
 
 def leave(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """The sum of the ranks' x; the gradient of each addend is that of the sum."""
-    return _there_and_back(x, partial(_summed, group=group), _same)
+    return there_and_back(x, partial(_summed, group=group), _same)
 
 
 def added_once(x: torch.Tensor, is_first: bool) -> torch.Tensor:
     """What one rank adds to a sum over the ranks. All know the gradient of the sum, and so that of the addend."""
-    return _there_and_back(x, _same if is_first else torch.zeros_like, _same)
+    return there_and_back(x, _same if is_first else torch.zeros_like, _same)
 
 
 def counted_once(x: torch.Tensor, is_first: bool) -> torch.Tensor:
     """x, for what all compute alike from here on, where its gradient is a sum over the ranks: one rank's counts."""
-    return _there_and_back(x, _same, _same if is_first else torch.zeros_like)
+    return there_and_back(x, _same, _same if is_first else torch.zeros_like)
 
 
 Way = Callable[[torch.Tensor], torch.Tensor]
 
 
-def _there_and_back(x: torch.Tensor, there: Way, back: Way) -> torch.Tensor:
+def there_and_back(x: torch.Tensor, there: Way, back: Way) -> torch.Tensor:
+    """`there` of x, whose gradient is `back` of that of the result."""
     result: torch.Tensor = _ThereAndBack.apply(x, there, back)  # type: ignore[no-untyped-call]
     return result
 
 
 class _ThereAndBack(torch.autograd.Function):
-    """`there` of x in the forward pass, `back` of its gradient in the backward pass."""
-
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, there: Way, back: Way) -> torch.Tensor:
         ctx.back = back

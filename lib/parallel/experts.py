@@ -11,7 +11,7 @@ D model.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, Shard
 from lib.models.layers.experts import Experts, Groups
 from lib.models.layers.moe import RouterLoad
 from lib.parallel.clock import CLOCK
+from lib.parallel.collectives import leave, there_and_back
 
 EXPERTS_NAME = re.compile(r"(?:.*\.)?layers\.\d+\.mlp\.experts")
 """Modules whose parameters have the expert as their first dimension."""
@@ -98,14 +99,19 @@ class _Journey:
 
     def out(self, x_PD: torch.Tensor) -> torch.Tensor:
         """[P, D] -> [Q, D] in the order of `groups`."""
-        x_QD: torch.Tensor = _Exchange.apply(x_PD, self._sent, self._received, self._group)  # type: ignore[no-untyped-call]
+        x_QD = self._travel(x_PD, self._sent, self._received)
         return x_QD if self._order_Q is None else x_QD.index_select(0, self._order_Q)
 
     def back(self, y_QD: torch.Tensor) -> torch.Tensor:
         """[Q, D] -> [P, D], each row where it came from."""
         y_QD = y_QD if self._order_Q is None else y_QD.index_select(0, self._order_Q.argsort())
-        y_PD: torch.Tensor = _Exchange.apply(y_QD, self._received, self._sent, self._group)  # type: ignore[no-untyped-call]
-        return y_PD
+        return self._travel(y_QD, self._received, self._sent)
+
+    def _travel(self, rows: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
+        """Consecutive rows to each rank, and those of each rank after one another; gradients go back the same way."""
+        there = partial(_exchange, sent=sent, received=received, group=self._group)
+        back = partial(_exchange, sent=received, received=sent, group=self._group)
+        return there_and_back(rows, there, back)
 
     @staticmethod
     def _here(pairs: list[tuple[int, int]], num_own: int, groups: Groups) -> tuple[Groups, torch.Tensor | None]:
@@ -141,19 +147,6 @@ def _exchange_tables(
     return [list(zip(*[iter(part.tolist())] * 2)) for part in torch.split(found, received)]
 
 
-class _Exchange(torch.autograd.Function):
-    """Consecutive rows to each rank, and those of each rank after one another; gradients go back the same way."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.way = (received, sent, group)
-        return _exchange(rows, sent, received, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return _exchange(gradients[0], *ctx.way), None, None, None
-
-
 def _exchange(rows: torch.Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> torch.Tensor:
     output = rows.new_empty(sum(received), *rows.shape[1:])
     with CLOCK.part("collective"):
@@ -161,25 +154,13 @@ def _exchange(rows: torch.Tensor, sent: list[int], received: list[int], group: d
     return output
 
 
-def loads_of_all_ranks(loads: Sequence[RouterLoad]) -> list[RouterLoad]:
-    """The load of each layer over the rows of all ranks of the process group, which must all call this.
+def loads_of_all_ranks(loads: Sequence[RouterLoad], group: dist.ProcessGroup) -> list[RouterLoad]:
+    """The load of each layer over the rows of all ranks of a group, which must all call this.
 
     Each rank may make the same loss of them: its gradient is that of its own part, and the parts of all ranks add up to the
     whole, as those of any loss do.
+
+    Args:
+        group: ranks that each have rows of their own, so none two of which compute the same ones together.
     """
-    return [RouterLoad(*(_Summed.apply(part) for part in load)) for load in loads]  # type: ignore[no-untyped-call]
-
-
-class _Summed(torch.autograd.Function):
-    """Sum over the ranks; each one's gradient is its own."""
-
-    @staticmethod
-    def forward(ctx: Any, own: torch.Tensor) -> torch.Tensor:
-        total = own.clone()
-        with CLOCK.part("collective"):
-            dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        return gradients[0]
+    return [RouterLoad(*(leave(part, group) for part in load)) for load in loads]

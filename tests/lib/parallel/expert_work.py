@@ -91,7 +91,7 @@ class Run:
         """Gradients of the mean loss and of both losses of balance, over the tokens of all ranks."""
         self.optimizer.zero_grad()
         total, own = self.module(*self.batch)
-        loads = own if dist.get_world_size() == 1 else loads_of_all_ranks(own)
+        loads = own if dist.get_world_size() == 1 else loads_of_all_ranks(own, dist.group.WORLD)
         balance, size = load_balancing_loss(loads), router_z_loss(loads)
         (total / int(loads[0].num_tokens) + 0.1 * balance + 0.01 * size).backward()
         for moe, load in zip((part for part in self.module.modules() if isinstance(part, Moe)), loads, strict=True):
