@@ -84,6 +84,21 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(piece.local, resumed.pieces()[name].local), name
 
 
+def test_a_ranks_own_values_go_back_only_to_the_same_layout(tmp_path: Path) -> None:
+    """As many ranks may be laid out in another way: rank r then has other rows, so its generators stay as they were seeded and
+    what all ranks know is merged. The weights come back either way."""
+    state, module, *_ = small_run()
+    save(tmp_path, 1, state)
+    saved, weights = torch.get_rng_state(), {name: value.clone() for name, value in module.state_dict().items()}
+    for layout, is_same in (({}, True), ({"tensor": 2}, False)):
+        fresh, fresh_module, *_ = small_run(seed=1)
+        seeded = torch.get_rng_state()
+        load_state(checkpoint_folder(tmp_path, 1), fresh, rank=0, num_ranks=1, layout=layout)
+        assert torch.equal(torch.get_rng_state(), saved if is_same else seeded)
+        assert all(torch.equal(value, weights[name]) for name, value in fresh_module.state_dict().items())
+    assert not torch.equal(saved, seeded)
+
+
 def test_census_names_every_tensor_and_value() -> None:
     """[F5] 6 parameters with weight, two moments and a step each, 3 buffers, and the plain values: nothing else has state."""
     state, module, optimizer, counters = small_run()
