@@ -20,7 +20,7 @@ from lib.core.artifact import Staged, read_manifest, stage_artifact, verify
 from lib.core.errors import UserError
 from lib.core.manifest import MANIFEST_NAME, Manifest
 from lib.core.store import keep, new_workspace
-from tasks.remote import fetch, is_remote, upload
+from tasks.remote import converting, fetch, is_remote, upload
 
 
 class Artifact:
@@ -88,6 +88,7 @@ class ArtifactTransformer(TypeTransformer[Artifact]):
         if not isinstance(v, self._cls | FlyteDirectory | str | Path):
             raise TypeError(f"expected a {self._cls.kind} artifact or its path, found a {type(v).__name__}")
 
+    @converting()
     def to_literal(self, ctx: FlyteContext, python_val: Any, python_type: type[Artifact], expected: LiteralType) -> Literal:
         artifact = python_val if isinstance(python_val, Artifact) else self._cls(_uri(python_val))
         if not is_remote(artifact.uri):
@@ -101,6 +102,7 @@ class ArtifactTransformer(TypeTransformer[Artifact]):
         return self._cls(lv.scalar.blob.uri)
 
 
+@converting()
 def content_hash(value: Any) -> str:
     """The manifest's digest: what stands for an artifact in cache keys."""
     return (value if isinstance(value, Artifact) else Artifact(_uri(value))).digest

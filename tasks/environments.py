@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import ParamSpec, TypeVar
 
 from flytekit import Resources
-from flytekit.exceptions.base import FlyteRecoverableException
+from flytekit.exceptions.user import FlyteRecoverableException
 
-from lib.core.errors import InfraError
+from lib.core.transient import is_transient
 from tasks.config_type import register
 
 register()  # before any task's interface is read
@@ -27,13 +27,15 @@ _Result = TypeVar("_Result")
 
 
 def retry_infrastructure(function: Callable[_Params, _Result]) -> Callable[_Params, _Result]:
-    """Let Flyte retry what the machine did wrong, and nothing else: a user's mistake fails at once."""
+    """Let Flyte retry what may pass by itself, and nothing else: a user's mistake fails at once."""
 
     @functools.wraps(function)
     def guarded(*args: _Params.args, **kwargs: _Params.kwargs) -> _Result:
         try:
             return function(*args, **kwargs)
-        except InfraError as error:
-            raise FlyteRecoverableException(f"{type(error).__name__}: {error}") from error
+        except Exception as error:
+            if is_transient(error):
+                raise FlyteRecoverableException(f"{type(error).__name__}: {error}") from error
+            raise
 
     return guarded

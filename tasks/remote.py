@@ -1,16 +1,21 @@
 """Object stores, reached through flytekit's file access: look, download, upload."""
 
 import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
 from flytekit import FlyteContext, FlyteContextManager
+from flytekit.core.context_manager import ExecutionState
 from flytekit.core.data_persistence import FileAccessProvider, get_fsspec_storage_options, get_protocol
+from flytekit.exceptions.system import FlyteDownloadDataException, FlyteUploadDataException
 from fsspec.core import has_magic
 
-from lib.core.errors import UserError
+from lib.core.errors import InfraError, UserError
 from lib.core.manifest import digest_of
 from lib.core.stamps import content_stamp
+from lib.core.transient import is_transient
 
 LISTED = "listing:"
 """Begins a fingerprint."""
@@ -28,13 +33,17 @@ def fetch(uri: str, target: Path, *, left_behind: tuple[str, ...] = ()) -> Path:
         left_behind: endings of files of the folder that aren't wanted.
     Raises:
         UserError: there is nothing at the address.
+        InfraError: the download broke off.
     """
     access = FlyteContextManager.current_context().file_access
     remote = access.get_filesystem_for_path(uri)
     if not remote.exists(uri):
         raise UserError(f"{uri}: nothing there; check the address and the right to read it")
     if not left_behind:
-        access.get_data(uri, str(target), is_multipart=remote.isdir(uri))
+        try:
+            access.get_data(uri, str(target), is_multipart=remote.isdir(uri))
+        except FlyteDownloadDataException as error:
+            raise InfraError(f"{uri}: the download broke off: {error}") from error
         return target
     root = str(remote._strip_protocol(uri)).rstrip("/")
     for path in remote.find(uri):
@@ -65,6 +74,19 @@ def fingerprint(uri: str) -> str | None:
         [posixpath.relpath(path, root), info["size"], content_stamp(remote, info)] for path, info in sorted(entries.items())
     ]
     return f"{LISTED}{digest_of(listing)}"
+
+
+@contextmanager
+def converting() -> Iterator[None]:
+    """Around what turns a task's value into a literal: Flyte retries there only what its own uploads raise."""
+    try:
+        yield
+    except Exception as error:
+        state = FlyteContextManager.current_context().execution_state
+        in_a_container = state is not None and state.mode == ExecutionState.Mode.TASK_EXECUTION
+        if in_a_container and is_transient(error):
+            raise FlyteUploadDataException(f"{type(error).__name__}: {error}") from error
+        raise
 
 
 def share_credentials(uri: str) -> None:

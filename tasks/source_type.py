@@ -15,7 +15,7 @@ from flytekit.models.types import LiteralType, SimpleType
 from lib.core.errors import UserError
 from lib.core.manifest import digest_of, file_sha256
 from lib.core.store import new_workspace
-from tasks.remote import LISTED, fetch, fingerprint, is_remote, upload
+from tasks.remote import LISTED, converting, fetch, fingerprint, is_remote, upload
 
 _UNSTAMPED = "address:"
 """Begins the key of a remote address that nobody has looked at."""
@@ -87,8 +87,7 @@ class SourceTransformer(TypeTransformer[Source]):
 
     def to_literal(self, ctx: FlyteContext, python_val: Any, python_type: type[Source], expected: LiteralType) -> Literal:
         source = python_val if isinstance(python_val, Source) else self._cls(str(python_val))
-        uri = source.uri
-        if not is_remote(uri):
+        if not is_remote(uri := source.uri):
             path = source.checked_path()
             uri = upload(ctx, path) if is_remote(ctx.file_access.raw_output_prefix) else str(path)
         return Literal(scalar=Scalar(primitive=Primitive(string_value=uri)))
@@ -113,6 +112,7 @@ def hash_method(cls: type[Source]) -> HashMethod[Any]:
     return HashMethod(lambda value: _key(value if isinstance(value, Source) else cls(str(value))))
 
 
+@converting()
 def _key(source: Source) -> str:
     """By content where tasks run; where one only compiles, the store is left alone."""
     state = FlyteContextManager.current_context().execution_state

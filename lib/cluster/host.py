@@ -19,8 +19,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from lib.cluster.group import RankInfo, Worker, check_plain
 from lib.cluster.stop import Stop
-from lib.core import errors
 from lib.core.errors import PostflyteError
+from lib.core.transient import class_elsewhere
 
 PEERS_LOST = "peers lost"
 BUG = "bug"
@@ -50,11 +50,10 @@ class Host:
             value = steps[kind](*args)
             check_plain(value, f"result of {args[0] if args else kind}")
             return {"value": value}
-        except PostflyteError as error:
-            return {"error": _known_class(error), "message": str(error)}
         except BaseException as error:  # noqa: BLE001 - it goes on as a message and is raised by the driver
-            kind_of_failure = PEERS_LOST if _lost_its_peers(error) else BUG
-            return {"error": kind_of_failure, "message": traceback.format_exc()}
+            kind_of_failure = PEERS_LOST if _lost_its_peers(error) else class_elsewhere(error) or BUG
+            message = str(error) if isinstance(error, PostflyteError) else traceback.format_exc()
+            return {"error": kind_of_failure, "message": message}
 
     def pulse(self, stop: bool) -> dict[str, Any]:
         """Sign of life: who this process is, and the events since the last pulse; passes on that the driver wants a stop."""
@@ -118,11 +117,6 @@ def worker_path(worker_class: type[Worker]) -> str:
     if worker_class.__module__ == "__main__" or "." in worker_class.__qualname__:
         raise TypeError(f"{path}: a worker class must stand at the top of an importable module")
     return path
-
-
-def _known_class(error: PostflyteError) -> str:
-    """Name of the closest ancestor that lib.core.errors defines, so that the driver can raise the same class."""
-    return next(name for kind in type(error).__mro__ if getattr(errors, name := kind.__name__, None) is kind)
 
 
 def _lost_its_peers(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lib.core.errors import ArtifactCorruptError
+from lib.core.errors import ArtifactCorruptError, UserError
 from lib.core.manifest import MANIFEST_NAME, FileEntry, Json, Manifest, file_sha256
 from lib.core.versions import library_versions
 
@@ -91,11 +91,12 @@ def verify(folder: Path, kind: str | None = None) -> Manifest:
     """Check every file's presence, size and sha256 against the manifest.
 
     Raises:
-        ArtifactCorruptError: names the first file that is missing, altered or not in the manifest, or the wrong kind.
+        UserError: it is whole, but of another kind.
+        ArtifactCorruptError: names the first file that is missing, altered or not in the manifest.
     """
     manifest = read_manifest(folder)
     if kind is not None and manifest.kind != kind:
-        raise ArtifactCorruptError(f"{folder}: holds a {manifest.kind!r}, expected a {kind!r}; pass the right artifact")
+        raise UserError(f"{folder}: holds a {manifest.kind!r}, expected a {kind!r}; pass the right artifact")
     recorded = {entry.path: entry for entry in manifest.files}
     present = {path.relative_to(folder).as_posix() for path in _files(folder)} - {MANIFEST_NAME}
     for path in sorted(present ^ recorded.keys()):

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from lib.core import errors
-from lib.core.errors import InfraError, UserError
+from lib.core.errors import InfraError, PostflyteError
 from lib.core.manifest import Json
+from lib.core.transient import class_elsewhere
 from lib.data.document import Document, PackedRow
 from lib.data.stream import PackedStream, Share, StepRows, StreamPosition
 
@@ -58,8 +60,9 @@ class ProcessProducer:
         """The rows of the next step.
 
         Raises:
-            UserError: what the stream raised in its process.
-            InfraError: the process died, or nothing came within the deadline.
+            PostflyteError: what the stream raised in its process.
+            InfraError: the process died, or nothing came within the deadline; or a disk or a network failed it.
+            RuntimeError: any other exception of the stream, with its traceback.
         """
         before = self.position()
         header = self._header()
@@ -89,8 +92,7 @@ class ProcessProducer:
     def _header(self) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(self._frame())
         if "error" in header:
-            kind = getattr(errors, header["error"], InfraError)
-            raise kind(header["message"])
+            raise getattr(errors, header["error"] or "", RuntimeError)(header["message"])
         return header
 
     def _frame(self) -> bytes:
@@ -163,8 +165,9 @@ def _serve(requests: Connection, frames: Connection) -> None:
             for part in _step_frames(step, position, changed):
                 frames.send_bytes(part)
             before = position
-    except UserError as error:
-        frames.send_bytes(json.dumps({"error": type(error).__name__, "message": str(error)}).encode())
+    except Exception as error:  # noqa: BLE001 - it goes on as a message and is raised by the rank
+        message = str(error) if isinstance(error, PostflyteError) else f"the data process failed:\n{traceback.format_exc()}"
+        frames.send_bytes(json.dumps({"error": class_elsewhere(error), "message": message}).encode())
 
 
 def main() -> None:

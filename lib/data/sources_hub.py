@@ -4,7 +4,8 @@ import re
 from pathlib import PurePosixPath
 from urllib.parse import parse_qsl, urlsplit
 
-from lib.core.errors import DataError
+from lib.core.errors import DataError, InfraError
+from lib.core.transient import is_transient
 from lib.data.sources_listing import SourceFile, files_at
 
 _NAME = re.compile(r"hf://datasets/(?P<name>[^/@?]+/[^/@?]+)(?:@(?P<revision>[^?]+))?/?(?:\?(?P<options>.*))?")
@@ -23,6 +24,7 @@ def hub_files(where: str) -> list[SourceFile]:
 
     Raises:
         DataError: no such data set, config or split, no right to read it, or files of another format.
+        InfraError: the Hub did not answer.
     """
     match = _NAME.fullmatch(where)
     assert match is not None
@@ -42,6 +44,8 @@ def resolved_files(name: str, where: str, config: str | None, split: str, revisi
         builder = datasets.load_dataset_builder(name, config, revision=revision)
         data_files = builder.config.data_files or {}
     except Exception as error:  # the library's errors have no common root
+        if is_transient(error):
+            raise InfraError(f"{where}: the Hub did not answer: {type(error).__name__}: {error}") from error
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"{where}: `datasets` can't resolve it: {message}; name config and split as ?config=...&split=..."

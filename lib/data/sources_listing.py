@@ -19,6 +19,7 @@ from fsspec.utils import glob_translate
 from lib.core.errors import DataError, InfraError
 from lib.core.manifest import MANIFEST_NAME, digest_of, file_sha256
 from lib.core.stamps import CHECKSUMS, content_stamp
+from lib.core.transient import is_transient
 
 FORMATS = {".jsonl": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -154,7 +155,7 @@ def _listing(where: str, filesystem: AbstractFileSystem) -> Iterator[None]:
     except Exception as error:  # stores have exceptions of their own, with no common root
         reason = f"{where}: can't be listed: {type(error).__name__}: {error}; check address and rights"
         wrong = isinstance(error, PermissionError | ValueError | KeyError) or type(error).__name__ in _NO_CREDENTIALS
-        if wrong or isinstance(filesystem, LocalFileSystem):
+        if wrong or (isinstance(filesystem, LocalFileSystem) and not is_transient(error)):
             raise DataError(reason) from error
         raise InfraError(reason) from error
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lib.config.heads import HeadConfig, HeadsConfig
 from lib.core.errors import ModelError
+from lib.core.transient import is_transient
 from lib.models.families import CLASSIFIER_HEAD
 from lib.models.hf_export import HEAD_FILES, write_hf_folder, write_json
 from lib.models.hf_io import CheckpointReader, read_json, read_spec
@@ -152,4 +153,6 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
+        if is_transient(error):
+            raise
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lib.core.errors import ModelError
+from lib.core.transient import is_transient
 from lib.models.families import FAMILIES
 from lib.models.hf_export import COPIED_FILES, generation_ends, to_store, write_json
 from lib.models.hf_io import CheckpointReader, read_json, read_spec
@@ -104,6 +105,8 @@ def load_fallback(folder: Path, *, device: str = "cpu", dtype: torch.dtype = tor
             folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
+        if is_transient(error):
+            raise
         raise ModelError(f"{folder}: transformers can't open it: {error}") from error
     if problems := {key: sorted(map(str, names)) for key, names in info.items() if names}:
         raise ModelError(f"{folder}: its weights are not those of the model: {problems}")

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lib.core.errors import ModelError
+from lib.core.transient import is_transient
 from lib.models.decoder import Decoder
 from lib.models.families import CLASSIFIER_HEAD, Family, family_of
 from lib.models.spec import DecoderSpec
@@ -28,6 +29,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file; a model folder has config.json and safetensors weights") from error
     except (ValueError, OSError) as error:
+        if is_transient(error):
+            raise
         raise ModelError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path}: holds a {type(value).__name__}, expected an object")
@@ -113,6 +116,8 @@ class CheckpointReader:
         except FileNotFoundError as error:
             raise ModelError(f"{path}: named in {INDEX_FILE} but missing; copy the whole folder") from error
         except (SafetensorError, OSError) as error:
+            if is_transient(error):
+                raise
             raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
 
     def _check_index(self) -> None:

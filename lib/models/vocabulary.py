@@ -15,6 +15,7 @@ from lib.config.vocabulary import VocabularyConfig
 from lib.core.artifact import link_or_copy
 from lib.core.errors import ModelError
 from lib.core.manifest import file_sha256
+from lib.core.transient import is_transient
 from lib.models.hf_export import HEAD_FILES, generation_ends, write_json
 from lib.models.hf_fallback import is_fallback, vocabulary_weights
 from lib.models.hf_io import INDEX_FILE, CheckpointReader, checked_weight_map, read_json, read_spec
@@ -143,6 +144,8 @@ def _read_vectors(
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
+        if is_transient(error):
+            raise
         raise ModelError(f"{where}: not a readable safetensors file: {error}") from error
     names = {"embed"} if tied else {"embed", "head"}
     if "embed" not in tensors or not tensors.keys() <= names:

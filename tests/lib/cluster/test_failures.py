@@ -12,7 +12,7 @@ import ray
 
 from lib.cluster.group import WorkerGroup
 from lib.cluster.processes import exit_cause
-from lib.core.errors import DataError, GenerationError, WorkerDiedError
+from lib.core.errors import DataError, GenerationError, InfraError, WorkerDiedError
 from tests.lib.cluster.workers import BrokenAtBirth
 
 SOON = 60.0
@@ -89,10 +89,11 @@ def test_a_broken_worker_reports_its_error_at_the_start(solo: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "raised", "text"), [("infra", GenerationError, "engine gave up"), ("bug", RuntimeError, "ZeroDiv")]
+    ("kind", "raised", "text"),
+    [("infra", GenerationError, "engine gave up"), ("disk", InfraError, "the disk failed"), ("bug", RuntimeError, "ZeroDiv")],
 )
 def test_other_errors_keep_their_kind(solo: Start, kind: str, raised: type[Exception], text: str) -> None:
-    """[J7] An infrastructure error stays one; a bug comes with its traceback; neither is swallowed."""
+    """[J7, I10] An infrastructure error stays one, what a disk raises becomes one, a bug comes with its traceback."""
     with solo() as group, pytest.raises(raised, match=text):
         group.call("fail", 0, kind, deadline_seconds=SOON)
 

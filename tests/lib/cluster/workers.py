@@ -1,5 +1,6 @@
 """Workers that the cluster tests run in other processes."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -81,6 +82,8 @@ class Probe(Worker):
                 raise RowError("rows.jsonl:7: no role")
             if kind == "infra":
                 raise GenerationError("engine gave up")
+            if kind == "disk":
+                raise OSError(errno.EIO, "the disk failed")
             raise ZeroDivisionError("a bug")
         if dist.is_initialized():
             dist.barrier()

@@ -14,7 +14,7 @@ import pytest
 
 from lib.core import artifact
 from lib.core.artifact import link_or_copy, publish, read_manifest, remove_stale_staging, stage_artifact, verify
-from lib.core.errors import ArtifactCorruptError
+from lib.core.errors import ArtifactCorruptError, UserError
 from lib.core.manifest import MANIFEST_NAME
 
 
@@ -160,7 +160,7 @@ def test_damage_is_named(tmp_path: Path, damage: Any, message: str) -> None:
 
 def test_the_wrong_kind_is_refused(tmp_path: Path) -> None:
     write_sample(tmp_path / "x")
-    with pytest.raises(ArtifactCorruptError, match="holds a 'sample', expected a 'model'"):
+    with pytest.raises(UserError, match="holds a 'sample', expected a 'model'"):
         verify(tmp_path / "x", "model")
 
 

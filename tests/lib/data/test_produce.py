@@ -25,6 +25,8 @@ def weighted(texts: Any) -> Any:
 
 
 def opened(arguments: Json, share: Share) -> PackedStream:
+    if "errno" in arguments:
+        raise OSError(arguments["errno"], "the disk failed")
     config = DataConfig(num_streams=4, open_packs=3, shuffle_rows=5)
     sources = {OWN_DATA: source_of([60], arguments["lengths"])}
     encoding = Encoding(lambda texts: list(weighted(texts)), {"tokenizer": "numbers"})
@@ -82,6 +84,18 @@ def test_errors_and_deaths_reach_the_consumer() -> None:
             for _ in range(1000):
                 feed.next_step()
     assert not _children()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"), [({}, RuntimeError, "KeyError: 'lengths'"), ({"errno": 5}, InfraError, "failed")]
+)
+def test_other_failures_keep_their_kind(arguments: Json, kind: type[Exception], text: str) -> None:
+    """[I10] A bug comes with its traceback and isn't taken for the machine's fault, as a disk that fails is."""
+    producer = ProcessProducer(opened, arguments, Share())
+    with pytest.raises(kind, match=text) as caught:
+        producer.position()
+    producer.stop()
+    assert type(caught.value) is kind
 
 
 def test_a_death_amid_a_step_is_the_machines_fault() -> None:

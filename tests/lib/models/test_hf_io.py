@@ -215,6 +215,13 @@ def test_a_config_that_is_none_is_refused(tmp_path: Path, text: str | None, mess
         read_spec(tmp_path)
 
 
+def test_a_disk_that_fails_is_no_mistake_of_the_user(tmp_path: Path) -> None:
+    """[I10] The system refuses to read the first bytes of any process's memory with EIO, as of a broken disk."""
+    (tmp_path / "config.json").symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match="Input/output error"):
+        read_spec(tmp_path)
+
+
 def test_a_decoder_of_other_numbers_is_not_filled(tmp_path: Path) -> None:
     small, large = tiny_model(tmp_path / "small"), tiny_model(tmp_path / "large", num_hidden_layers=3)
     with pytest.raises(ModelError, match="the model was built for"):
