@@ -49,11 +49,11 @@ def document_attention_cpu(
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, piece: Piece) -> torch.Tensor:
     """[T, N, H]; of the tokens of a piece."""
-    if piece.blocks is None:
+    if piece.fused:
         q_1NTH, k_1KTH, v_1KTH = (_wide(x).transpose(0, 1)[None] for x in (q, k, v))
         fused_1NTH = scaled_dot_product_attention(q_1NTH, k_1KTH, v_1KTH, is_causal=True, scale=scores.scale, enable_gqa=True)
         return fused_1NTH[0].transpose(0, 1).to(q.dtype)
-    output: torch.Tensor = _BlockedAttention.apply(q, k, v, scores.sinks_N, scores, piece.blocks)  # type: ignore[no-untyped-call]
+    output: torch.Tensor = _BlockedAttention.apply(q, k, v, scores.sinks_N, scores, piece)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -68,37 +68,42 @@ class _BlockedAttention(torch.autograd.Function):
         v_TKH: torch.Tensor,
         sinks_N: torch.Tensor | None,
         scores: Scores,
-        blocks: tuple[Block, ...],
+        piece: Piece,
     ) -> torch.Tensor:
-        output_TNH, kept = torch.zeros_like(q_TNH), []
+        output_TNH, kept = torch.empty_like(q_TNH), []
         k_KTH, v_KTH = (_wide(x).transpose(0, 1) for x in (k_TKH, v_TKH))
         q_KGTH, output_KGTH = (_by_key_head(x, len(k_KTH)) for x in (q_TNH, output_TNH))
-        for block in blocks:
-            q_KRH = _wide(q_KGTH[:, :, block.queries]).flatten(1, 2)
-            weights_KRE, _ = _weights(q_KRH, k_KTH[:, block.keys], scores, block)
+        for block in piece.blocks:
+            q_KRH = _wide(q_KGTH.narrow(2, block.start, block.num_queries)).flatten(1, 2)
+            k_KLH, v_KLH = (x.narrow(1, block.first, block.num_keys) for x in (k_KTH, v_KTH))
+            weights_KRE, _ = _weights(q_KRH, k_KLH, scores, block)
             remake = block.num_keys > KEPT_KEYS or scores.softcap is not None
             kept.append(None if remake else weights_KRE)
-            output_KRH = torch.bmm(weights_KRE[..., : block.num_keys], v_KTH[:, block.keys])
-            output_KGQH = output_KGTH[:, :, block.queries]
+            output_KRH = torch.bmm(weights_KRE[..., : block.num_keys], v_KLH)
+            output_KGQH = output_KGTH.narrow(2, block.start, block.num_queries)
             output_KGQH.copy_(output_KRH.view(output_KGQH.shape))
+        for padding in piece.padding:
+            output_TNH[padding] = 0.0
         ctx.save_for_backward(q_TNH, k_TKH, v_TKH, *kept)
-        ctx.options = scores, blocks
+        ctx.options = scores, piece
         return output_TNH
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q_TNH, k_TKH, v_TKH, *kept = ctx.saved_tensors
-        scores, blocks = ctx.options
-        grad_q_TNH, grads_TKH = torch.zeros_like(q_TNH), [torch.zeros_like(_wide(x)) for x in (k_TKH, v_TKH)]
+        scores, piece = ctx.options
+        grad_q_TNH, grads_TKH = torch.empty_like(q_TNH), [_wide(x[:0]).new_empty(x.shape) for x in (k_TKH, v_TKH)]
+        nothing = grads_TKH[0].new_empty(())
         k_KTH, v_KTH, grad_k_KTH, grad_v_KTH = (_wide(x).transpose(0, 1) for x in (k_TKH, v_TKH, *grads_TKH))
         q_KGTH, up_KGTH, grad_q_KGTH = (_by_key_head(x, len(k_KTH)) for x in (q_TNH, upstream[0], grad_q_TNH))
         grad_sinks_N = None if scores.sinks_N is None else torch.zeros_like(_wide(scores.sinks_N))
-        for block, kept_KRE in zip(blocks, kept):
-            q_KRH, up_KRH = (_wide(x[:, :, block.queries]).flatten(1, 2) for x in (q_KGTH, up_KGTH))
-            k_KLH, v_KLH = k_KTH[:, block.keys], v_KTH[:, block.keys]
+        written = piece.num_tokens  # the first key whose gradients hold something
+        for block, kept_KRE in zip(reversed(piece.blocks), reversed(kept)):
+            q_KRH, up_KRH = (_wide(x.narrow(2, block.start, block.num_queries)).flatten(1, 2) for x in (q_KGTH, up_KGTH))
+            k_KLH, v_KLH = (x.narrow(1, block.first, block.num_keys) for x in (k_KTH, v_KTH))
             made = (kept_KRE, None) if kept_KRE is not None else _weights(q_KRH, k_KLH, scores, block)
             weights_KRE, slope_KRL = made
-            grad_v_KTH[:, block.keys] += torch.bmm(weights_KRE[..., : block.num_keys].mT, up_KRH)
+            _add(grad_v_KTH, block, written, torch.bmm(weights_KRE[..., : block.num_keys].mT, up_KRH))
             grad_KRE = torch.bmm(up_KRH, v_KLH.mT)
             # A sink has no value: its weight does nothing but take from those of the keys.
             grad_KRE = grad_KRE if grad_sinks_N is None else pad(grad_KRE, (0, 1))
@@ -107,10 +112,22 @@ class _BlockedAttention(torch.autograd.Function):
                 grad_sinks_N += grad_KRE[..., -1].reshape(len(grad_sinks_N), -1).sum(-1)
             grad_KRL = grad_KRE[..., : block.num_keys]
             grad_KRL = grad_KRL if slope_KRL is None else grad_KRL * slope_KRL
-            grad_k_KTH[:, block.keys].add_(torch.bmm(grad_KRL.mT, q_KRH), alpha=scores.scale)
-            grad_KGQH = grad_q_KGTH[:, :, block.queries]
-            grad_KGQH.copy_(torch.bmm(grad_KRL, k_KLH).mul_(scores.scale).view(grad_KGQH.shape))
+            _add(grad_k_KTH, block, written, torch.baddbmm(nothing, grad_KRL.mT, q_KRH, beta=0.0, alpha=scores.scale))
+            grad_KGQH = grad_q_KGTH.narrow(2, block.start, block.num_queries)
+            grad_KGQH.copy_(torch.baddbmm(nothing, grad_KRL, k_KLH, beta=0.0, alpha=scores.scale).view(grad_KGQH.shape))
+            written = min(written, block.first)
+        for padding in piece.padding:
+            for grad in (grad_q_TNH, *grads_TKH):
+                grad[padding] = 0.0
         return grad_q_TNH, *(grad.to(k_TKH.dtype) for grad in grads_TKH), grad_sinks_N, None, None
+
+
+def _add(sum_KTH: torch.Tensor, block: Block, written: int, addend_KLH: torch.Tensor) -> None:
+    """To the sum over queries at the block's keys, which holds something from key `written` on."""
+    if written < block.end:
+        sum_KTH[:, max(written, block.first) : block.end] += addend_KLH[:, max(written - block.first, 0) :]
+    if written > block.first:
+        sum_KTH[:, block.first : min(written, block.end)] = addend_KLH[:, : written - block.first]
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

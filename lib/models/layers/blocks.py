@@ -19,14 +19,6 @@ class Block:
     all other keys."""
 
     @property
-    def queries(self) -> slice:
-        return slice(self.start, self.end)
-
-    @property
-    def keys(self) -> slice:
-        return slice(self.first, self.end)
-
-    @property
     def num_queries(self) -> int:
         return self.end - self.start
 
@@ -40,8 +32,12 @@ class Piece:
     """A run of the flattened tokens."""
 
     num_tokens: int
-    blocks: tuple[Block, ...] | None
-    """None: one long document, for a fused kernel. Padding is in no block."""
+    blocks: tuple[Block, ...] = ()
+    """In order; of any two the later one's keys end later and begin no earlier."""
+    padding: tuple[slice, ...] = ()
+    """Tokens in no block."""
+    fused: bool = False
+    """One long document, for a fused kernel instead of blocks."""
 
 
 def cut(layout: DocumentLayout, window: int | None, *, block_queries: int, fused_tokens: int | None) -> list[Piece]:
@@ -57,7 +53,7 @@ def cut(layout: DocumentLayout, window: int | None, *, block_queries: int, fused
     num_tokens = layout.document_ids_BT.numel()
     for start, end in layout.flat_ranges():
         if fused_tokens is not None and end - start > fused_tokens and (window is None or window >= end - start):
-            pieces += [_blocked(documents, cursor, start, window, block_queries), Piece(end - start, None)]
+            pieces += [_blocked(documents, cursor, start, window, block_queries), Piece(end - start, fused=True)]
             cursor, documents = end, []
         else:
             documents.append((start, end))
@@ -73,7 +69,9 @@ def _blocked(documents: list[tuple[int, int]], start: int, end: int, window: int
             groups[-1].append(document)
         else:
             groups.append([document])
-    return Piece(end - start, tuple(block for group in groups for block in _blocks(group, window, block_queries)))
+    bounds = [0, *(edge for group in groups for edge in (group[0][0], group[-1][1])), end - start]
+    padding = tuple(slice(left, right) for left, right in zip(bounds[::2], bounds[1::2]) if left < right)
+    return Piece(end - start, tuple(block for group in groups for block in _blocks(group, window, block_queries)), padding)
 
 
 def _blocks(documents: list[tuple[int, int]], window: int | None, block_queries: int) -> list[Block]:

@@ -34,12 +34,17 @@ def test_each_pair_is_seen_once(
     cursor = 0
     for piece in cut(layout, window, block_queries=block_queries, fused_tokens=fused_tokens):
         whole = slice(cursor, cursor + piece.num_tokens)
-        if piece.blocks is None:
+        if piece.fused:
             assert fused_tokens is not None and fused_tokens < piece.num_tokens <= (window or piece.num_tokens)
             counts[whole, whole] += torch.ones(piece.num_tokens, piece.num_tokens, dtype=torch.int64).tril()
-        for block in piece.blocks or ():
+        for block in piece.blocks:
             assert 0 < block.num_queries <= block_queries and 0 <= block.first <= block.start
             counts[cursor + block.start : cursor + block.end, cursor + block.first : cursor + block.end] += seen_by(block)
+        runs = [(block.start, block.end) for block in piece.blocks] + [(run.start, run.stop) for run in piece.padding]
+        covered = sorted(token for start, end in runs for token in range(start, end))
+        assert covered == list(range(0 if piece.fused else piece.num_tokens)), "each token is in one block or padding"
+        keys = [(block.first, block.end) for block in piece.blocks]
+        assert keys == sorted(keys, key=lambda run: run[1]) == sorted(keys, key=lambda run: run[0])
         cursor += piece.num_tokens
     assert cursor == len(ids)
     assert torch.equal(counts, expected.long())
