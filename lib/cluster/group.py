@@ -7,6 +7,7 @@ split over the ranks and how results are merged. Only plain values (JSON values 
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
@@ -67,7 +68,8 @@ class Dispatch:
     split: Literal["same", "by_rank"]
     """"same": every rank gets the arguments as they are. "by_rank": each is a list [num_ranks], a rank gets its item."""
     merge: Literal["rank0", "all", "sum"]
-    """"rank0": rank 0's result. "all": the list of results by rank. "sum": the sum of numbers, or of dicts key by key."""
+    """"rank0": rank 0's result. "all": the list of results by rank. "sum": the sum of numbers, or of dicts key by key, where a
+    key that a rank lacks is 0."""
     events: Literal["rank0", "all"]
     """Whose events reach the driver's `on_events`."""
 
@@ -193,7 +195,7 @@ def merge_results(declared: Dispatch, results: Sequence[Any]) -> Any:
     if declared.merge == "all":
         return list(results)
     if isinstance(results[0], dict):
-        return {key: sum(result[key] for result in results) for key in results[0]}
+        return {key: sum(result.get(key, 0) for result in results) for key in dict.fromkeys(chain(*results))}
     return sum(results)
 
 

@@ -29,12 +29,14 @@ class HeadsReport(Frozen):
     heads: tuple[HeadScore, ...]
     num_rows: int
     num_tokens: int
+    num_not_finite: int
+    """Rows that are in none of these figures: the model gives a NaN or an infinity for them."""
 
 
 def write_heads_report(report: HeadsReport, staged: Staged) -> None:
     """Fill an artifact."""
     (staged.path / FILE_NAME).write_text(report.model_dump_json(indent=1), encoding="utf-8")
-    staged.counts.update(rows=report.num_rows, tokens=report.num_tokens)
+    staged.counts.update(rows=report.num_rows, tokens=report.num_tokens, not_finite=report.num_not_finite)
     staged.meta.update(loss=report.loss, heads=[score.name for score in report.heads])
 
 

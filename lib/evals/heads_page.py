@@ -10,6 +10,7 @@ from lib.core.errors import DataError
 from lib.core.manifest import Json
 from lib.evals.charts import line_chart
 from lib.evals.heads import HeadScore, HeadsReport, read_heads_report
+from lib.evals.loss import not_finite_warnings
 from lib.evals.page_parts import MASK_LEGEND, document, facts_table, section, table, text
 
 
@@ -23,13 +24,16 @@ def write_heads_page(staged: Staged, *, checkpoint: Path, before: Path, after: P
     """
     train = json.loads((checkpoint / "train_report.json").read_text(encoding="utf-8"))
     manifest, first, last = read_manifest(checkpoint), read_heads_report(before), read_heads_report(after)
-    if _rows_of(first) != _rows_of(last):
-        raise DataError(f"the scores are of other rows or heads ({_rows_of(first)} and {_rows_of(last)}); score the same ones")
+    told, other = _rows_of(first, last), _rows_of(last, first)
+    if told != other:
+        raise DataError(f"the scores are of other rows or heads ({told} and {other}); score the same ones")
     summary = {
         "loss_before": first.loss,
         "loss_after": last.loss,
         "heads": {score.name: _compared(score, trained) for score, trained in zip(first.heads, last.heads)},
         "num_eval": last.num_rows,
+        "not_finite_before": first.num_not_finite,
+        "not_finite_after": last.num_not_finite,
         "steps": len(train["curves"]["loss"]),
         "num_tokens": manifest.counts["num_tokens"],
         "packing_efficiency": train["packing"]["efficiency"],
@@ -43,14 +47,17 @@ def write_heads_page(staged: Staged, *, checkpoint: Path, before: Path, after: P
 
 def evaluation_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """What belongs beside the training metrics in a tracker."""
-    found = {"eval.loss_before": summary["loss_before"], "eval.loss_after": summary["loss_after"]}
+    found = {f"eval.{name}": summary[name] for name in ("loss_before", "loss_after", "not_finite_before", "not_finite_after")}
     for name, score in summary["heads"].items():
         found |= {f"eval.{name}.{key}": value for key, value in score.items() if value is not None}
     return found
 
 
-def _rows_of(report: HeadsReport) -> dict[str, float]:
-    return {"rows": report.num_rows, **{score.name: score.num_targets for score in report.heads}}
+def _rows_of(report: HeadsReport, other: HeadsReport) -> dict[str, float]:
+    """What must be alike: rows, heads, and where all rows count their targets."""
+    all_count = not (report.num_not_finite or other.num_not_finite)
+    targets = {score.name: score.num_targets if all_count else 0.0 for score in report.heads}
+    return {"rows": report.num_rows + report.num_not_finite, **targets}
 
 
 def _compared(before: HeadScore, after: HeadScore) -> dict[str, float | None]:
@@ -91,4 +98,4 @@ def _page(summary: Json, train: Json, before: HeadsReport, after: HeadsReport) -
         ("Packing", f"{summary['packing_efficiency']:.2%}", "of slots filled"),
         ("Tokens", f"{summary['num_tokens']:,}", f"{summary['steps']} steps"),
     ]
-    return document("Output heads", tiles, sections)
+    return document("Output heads", tiles, sections, not_finite_warnings(before.num_not_finite, after.num_not_finite))

@@ -1,6 +1,8 @@
 """Held-out loss: negative log-likelihood of the trained tokens, packed as in training, summed row by row."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -35,15 +37,21 @@ def row_losses(
     """
     found: list[tuple[float, int]] = []
     for pack in packs(map(Document.of, rows), tokens_per_pack):
-        batch = collate([pack], pack.num_tokens, pad_id)
-        logprobs_N = _logprobs(decoder, batch).double().cpu()
-        document_of_N = batch.document_ids[batch.labels != IGNORE_INDEX]
-        for number in range(len(pack.documents)):
-            own = logprobs_N[document_of_N == number]
-            found.append((-float(own.sum()), own.numel()))
+        found += _pack_losses(decoder, pack, pad_id)
         if on_rows is not None:
             on_rows(len(pack.documents))
     return found
+
+
+def _pack_losses(decoder: Decoder | FallbackModel, pack: PackedRow, pad_id: int) -> list[tuple[float, int]]:
+    """Of each document. One that gives a NaN spoils its neighbours, since even nothing times a NaN is one: each by itself."""
+    batch = collate([pack], pack.num_tokens, pad_id)
+    logprobs_N = _logprobs(decoder, batch).double().cpu()
+    if len(pack.documents) > 1 and not bool(logprobs_N.isfinite().all()):
+        return [_pack_losses(decoder, PackedRow((document,)), pad_id)[0] for document in pack.documents]
+    document_of_N = batch.document_ids[batch.labels != IGNORE_INDEX]
+    own = [logprobs_N[document_of_N == number] for number in range(len(pack.documents))]
+    return [(-float(logprobs.sum()), logprobs.numel()) for logprobs in own]
 
 
 def _logprobs(decoder: Decoder | FallbackModel, batch: PackedBatch) -> torch.Tensor:
@@ -64,6 +72,36 @@ def _logprobs(decoder: Decoder | FallbackModel, batch: PackedBatch) -> torch.Ten
         softcap=decoder.spec.logit_softcap,
         adapter=decoder.head_adapter(found),
     )
+
+
+@dataclass(frozen=True)
+class PooledLoss:
+    """The loss of all rows together."""
+
+    loss: float | None
+    """Mean negative log-likelihood of a trained token; None where there is none to take it over."""
+    num_rows: int
+    num_targets: int
+    num_not_finite: int
+    """Rows that aren't in the three above: the model gives a NaN or an infinity for them."""
+
+
+def pooled(losses: Iterable[tuple[float, int]]) -> PooledLoss:
+    """One mean over the targets of all rows, from (sum, number of targets) of each."""
+    found = list(losses)
+    finite = [(loss, count) for loss, count in found if math.isfinite(loss)]
+    num_targets = sum(count for _, count in finite)
+    loss = math.fsum(loss for loss, _ in finite) / num_targets if num_targets else None
+    return PooledLoss(loss, len(finite), num_targets, len(found) - len(finite))
+
+
+def not_finite_warnings(before: int, after: int) -> list[str]:
+    """Of rows that are in no held-out loss."""
+    return [
+        f"{count} held-out row(s) have a loss that isn't finite {when} training; the held-out loss is that of the others"
+        for when, count in (("before", before), ("after", after))
+        if count
+    ]
 
 
 def packs(documents: Iterable[Document], tokens_per_pack: int) -> Iterator[PackedRow]:

@@ -48,10 +48,12 @@ class EvalReport(Frozen):
     num_correct: int
     num_cut: int
     """Answers that were cut at the limit of new tokens."""
-    loss: float
-    """Held-out loss: mean negative log-likelihood of a trained token, over all rows used."""
+    loss: float | None
+    """Held-out loss: mean negative log-likelihood of a trained token, over all rows whose is finite; None where none's is."""
     num_loss_rows: int
     num_loss_tokens: int
+    num_not_finite: int
+    """Rows left out of the loss: the model gives a NaN or an infinity for them."""
     rows: tuple[EvalRow, ...]
     """[num_eval] in the order of the data set."""
     timings: dict[str, float] = Field(default_factory=dict, exclude=True)
@@ -75,7 +77,11 @@ def write_eval_report(report: EvalReport, staged: Staged) -> None:
     """Fill an artifact; the timings go where they don't enter its digest."""
     (staged.path / FILE_NAME).write_text(report.model_dump_json(indent=1), encoding="utf-8")
     staged.counts.update(
-        rows=report.num_eval, correct=report.num_correct, cut=report.num_cut, loss_tokens=report.num_loss_tokens
+        rows=report.num_eval,
+        correct=report.num_correct,
+        cut=report.num_cut,
+        loss_tokens=report.num_loss_tokens,
+        not_finite=report.num_not_finite,
     )
     staged.meta.update(verifier=report.verifier, accuracy=report.accuracy, loss=report.loss)
     staged.info.update(timings=report.timings)

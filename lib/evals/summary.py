@@ -8,6 +8,7 @@ from typing import Any
 from lib.core.artifact import Staged, read_manifest
 from lib.core.manifest import Json, Manifest
 from lib.evals.deck import Page, Sample, Score, render
+from lib.evals.loss import not_finite_warnings
 from lib.evals.report import EvalReport, Paired, compare, read_eval_report
 
 MAX_SHOWN_CHARS = 2000
@@ -47,8 +48,8 @@ def write_report(
 
 def evaluation_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """What belongs beside the training metrics in a tracker."""
-    names = ("accuracy_before", "accuracy_after", "held_out_loss_before", "held_out_loss_after", "p_value", "num_eval")
-    return {f"eval.{name}": float(summary[name]) for name in names if summary[name] is not None}
+    pairs = [f"{name}_{when}" for name in ("accuracy", "held_out_loss", "not_finite") for when in ("before", "after")]
+    return {f"eval.{name}": float(summary[name]) for name in (*pairs, "p_value", "num_eval") if summary[name] is not None}
 
 
 def _summary(train: Json, checkpoint: Manifest, before: EvalReport, after: EvalReport, paired: Paired) -> Json:
@@ -60,6 +61,8 @@ def _summary(train: Json, checkpoint: Manifest, before: EvalReport, after: EvalR
         "p_value": paired.p_value,
         "held_out_loss_before": before.loss,
         "held_out_loss_after": after.loss,
+        "not_finite_before": before.num_not_finite,
+        "not_finite_after": after.num_not_finite,
         "loss_first": losses[0],
         "loss_last": losses[-1],
         "steps": len(losses),
@@ -121,6 +124,7 @@ def _page(
         samples=_samples(before, after, num_samples),
         lineage=lineage | checkpoint.versions,
         config=json.dumps(train["job"], indent=1),
+        warnings=not_finite_warnings(before.num_not_finite, after.num_not_finite),
     )
 
 

@@ -1,6 +1,5 @@
 """Scoring a model: greedy answers from engines, compared with the expected ones, and the held-out loss."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from lib.core.errors import ConfigError
 from lib.core.examples import Conversation, Encoded
 from lib.data.table import ExampleTable
 from lib.evals.generation import answerable, encoded_rows, prompts_of, score_rows
+from lib.evals.loss import pooled
 from lib.evals.report import EvalReport, EvalRow, wilson_interval
 from lib.evals.workers import EnginePool, EngineWorker, LossWorker
 from lib.models.hf_fallback import read_size
@@ -91,7 +91,7 @@ def _report(
     config: EvalConfig, scored: tuple[EvalRow, ...], losses: Sequence[tuple[float, int]], timings: dict[str, float]
 ) -> EvalReport:
     num_correct = sum(row.correct for row in scored)
-    num_targets = sum(count for _, count in losses)
+    held_out = pooled(losses)
     return EvalReport(
         verifier=config.verifier,
         accuracy=num_correct / len(scored),
@@ -100,9 +100,10 @@ def _report(
         num_eval=len(scored),
         num_correct=num_correct,
         num_cut=sum(row.stop_reason == "length" for row in scored),
-        loss=math.fsum(loss for loss, _ in losses) / num_targets,
-        num_loss_rows=len(losses),
-        num_loss_tokens=num_targets,
+        loss=held_out.loss,
+        num_loss_rows=held_out.num_rows,
+        num_loss_tokens=held_out.num_targets,
+        num_not_finite=held_out.num_not_finite,
         rows=scored,
         timings=timings,
     )

@@ -1,5 +1,6 @@
 """Scoring output heads on held-out rows, with the losses that train them."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -12,7 +13,7 @@ from lib.config.evaluation import HeadsEvalConfig
 from lib.core.errors import DataError
 from lib.core.examples import Completion, Conversation
 from lib.core.manifest import Json
-from lib.data.document import Document
+from lib.data.document import Document, PackedRow
 from lib.data.examples import labelled_kind, open_examples
 from lib.data.mixture import OWN_DATA
 from lib.data.schemas.arrow import TYPE_OF
@@ -39,7 +40,8 @@ class HeadsEvalWorker(Worker):
     @torch.no_grad()
     def measure(self, config_values: Json, model_dir: Path, data_dir: Path) -> dict[str, float]:
         """Sums over this rank's rows: those of the objective as "sum/<name>", what divides them as "divisor/<name>", and
-        "rows", "tokens" and "targets" of the next token. Rows done are events {"finished": n}."""
+        "rows", "tokens" and "targets" of the next token. A row with a sum that isn't finite is in none of these, but counted as
+        "not_finite". Rows done are events {"finished": n}."""
         config = HeadsEvalConfig.parse(config_values, where="config")
         encoder, objective = ChatEncoder.of(Tokenizer.load(model_dir), config.chat), HeadsObjective(config.outputs)
         device = torch.device(self.info.device)
@@ -48,14 +50,24 @@ class HeadsEvalWorker(Worker):
             module = HeadsLossModule(HeadedDecoder(spec, config.outputs), CHUNK_TOKENS)
         load_sharded(module, model_dir, device)
         load_heads(module, model_dir, seed=config.seed)
-        found: Counter[str] = Counter()
-        documents = self._documents(config, encoder, data_dir, longest=spec.max_positions)
-        for pack in packs(documents, TOKENS_PER_PACK):
+        found = Counter({f"{kind}/{head.name}": 0.0 for head in config.outputs.heads for kind in ("sum", "divisor")})
+
+        def add(pack: PackedRow) -> None:
             micro = heads_micro_batch([pack], pack.num_tokens, encoder.tokenizer.pad_id, config.outputs)
-            sums = objective.sums(module, micro, device)
-            found.update({f"sum/{name}": value.item() for name, value in sums.items()})
+            sums = {f"sum/{name}": value.item() for name, value in objective.sums(module, micro, device).items()}
+            if not all(map(math.isfinite, sums.values())):  # one document's, which spoils its neighbours: see lib/evals/loss.py
+                if len(pack.documents) == 1:
+                    found.update(not_finite=1)
+                else:
+                    for document in pack.documents:
+                        add(PackedRow((document,)))
+                return
+            found.update(sums)
             found.update({f"divisor/{name}": value for name, value in objective.divisors(micro).items()})
             found.update(rows=len(pack.documents), tokens=pack.num_tokens, targets=micro.batch.num_targets)
+
+        for pack in packs(self._documents(config, encoder, data_dir, longest=spec.max_positions), TOKENS_PER_PACK):
+            add(pack)
             self.emit({"finished": len(pack.documents)})
         return dict(found)
 
@@ -111,4 +123,5 @@ def run_heads_evaluation(
         for head in config.heads
     )
     loss = HeadsObjective(config.outputs).loss(sums, divisors)
-    return HeadsReport(loss=loss, heads=scores, num_rows=int(found["rows"]), num_tokens=int(found["tokens"]))
+    counts = {f"num_{name}": int(found[name]) for name in ("rows", "tokens", "not_finite")}
+    return HeadsReport(loss=loss, heads=scores, **counts)

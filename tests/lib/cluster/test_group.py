@@ -42,7 +42,7 @@ def test_ranks_compute_together(pair: WorkerGroup) -> None:
 
 def test_arguments_are_split_and_results_merged_as_declared(pair: WorkerGroup) -> None:
     assert pair.call("echo", ["a", {"b": 1}], deadline_seconds=SOON) == ["a", {"b": 1}]
-    assert pair.call("count", deadline_seconds=SOON) == {"ranks": 2, "rank": 1}
+    assert pair.call("count", deadline_seconds=SOON) == {"ranks": 2, "rank": 1, "only 0": 1, "only 1": 1}
     assert pair.call("whoami", deadline_seconds=SOON) == 0
 
 

@@ -42,7 +42,7 @@ class Probe(Worker):
 
     @dispatch(merge="sum")
     def count(self) -> dict[str, int]:
-        return {"ranks": 1, "rank": self.info.rank}
+        return {"ranks": 1, "rank": self.info.rank, f"only {self.info.rank}": 1}
 
     @dispatch()
     def whoami(self) -> int:

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from lib.core.examples import Encoded
 from lib.core.seeding import permutation
-from lib.evals.loss import row_losses
+from lib.evals.loss import PooledLoss, pooled, row_losses
 from lib.models.decoder import Decoder
 from lib.models.hf_io import load_full, read_spec
 from tests.tiny import VOCAB_SIZE, tiny_model
@@ -55,6 +55,27 @@ def test_packed_equals_unpacked_equals_transformers(folder: Path, decoder: Decod
             expected = reference(ids, labels=labels).loss.item()
         assert loss / count == pytest.approx(expected, rel=1e-5)
         assert count == sum(row.loss_mask[1:])
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_is_counted_apart(tmp_path: Path, poison: float) -> None:
+    """[C10] A token whose vector isn't finite: the mean is that of the rows without it, though they share packs; the others
+    are counted. Where all rows have it there is no mean."""
+    folder = tiny_model(tmp_path, tie_word_embeddings=False)
+    with torch.device("meta"):
+        model = Decoder(read_spec(folder)[1])
+    load_full(model, folder)
+    rows, token = _rows(12), _rows(12)[3].token_ids[1]
+    losses = row_losses(model, rows, tokens_per_pack=100, pad_id=0)
+    clean = [found for row, found in zip(rows, losses) if token not in row.token_ids]
+    with torch.no_grad():
+        model.get_parameter("embed.weight")[token] = poison
+    whole = pooled(row_losses(model, rows, tokens_per_pack=100, pad_id=0))
+    assert 0 < len(clean) < len(rows)
+    assert (whole.num_rows, whole.num_not_finite) == (len(clean), len(rows) - len(clean))
+    assert whole.num_targets == pooled(clean).num_targets
+    assert whole.loss == pytest.approx(pooled(clean).loss, rel=1e-6)
+    assert pooled(row_losses(model, rows[3:4], tokens_per_pack=100, pad_id=0)) == PooledLoss(None, 0, 0, 1)
 
 
 def test_every_row_is_reported_once_and_in_order(decoder: Decoder) -> None:

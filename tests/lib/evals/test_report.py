@@ -38,6 +38,7 @@ def _report(correct: list[bool], **changes: object) -> EvalReport:
         "loss": 1.25,
         "num_loss_rows": len(correct),
         "num_loss_tokens": 7,
+        "num_not_finite": 0,
         "rows": rows,
         **changes,
     }
@@ -73,16 +74,16 @@ def test_evaluations_of_different_rows_are_not_compared() -> None:
 
 
 def test_the_file_gives_the_report_back_and_timings_stay_out_of_the_digest(tmp_path: Path) -> None:
-    """Two runs that find the same and take different times are the same artifact."""
+    """Two runs that find the same and take different times are the same artifact; [C10] one without a finite loss too."""
     digests = []
     for name, seconds in (("a", 1.0), ("b", 2.0)):
-        report = _report([True, False], timings={"loss_seconds": seconds})
+        report = _report([True, False], loss=None, num_not_finite=2, timings={"loss_seconds": seconds})
         with stage_artifact(tmp_path / name, "eval_report") as staged:
             write_eval_report(report, staged)
         again = read_eval_report(tmp_path / name)
         assert again == report.model_copy(update={"timings": {}})
         manifest = read_manifest(tmp_path / name)
-        assert manifest.info["timings"] == {"loss_seconds": seconds}
+        assert manifest.info["timings"] == {"loss_seconds": seconds} and manifest.counts["not_finite"] == 2
         digests.append(manifest.digest)
     assert digests[0] == digests[1]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from lib.cluster.group import RankInfo
@@ -193,6 +193,27 @@ def test_scores_are_the_training_s_own_figures(trained: Path, inputs: Inputs, la
         assert shares[f"divisor/{head.name}"] == head.num_targets
         assert shares[f"sum/{head.name}"] == pytest.approx(head.loss * head.num_targets, rel=1e-5)
     assert score(tmp_path / "checkpoint" / "hf", labelled.data, settings).loss < before.loss
+
+
+def test_rows_that_are_not_finite_are_counted_apart(inputs: Inputs, labelled: Labelled, tmp_path: Path) -> None:
+    """[C10] A model whose vector of the token "9" is NaN: its scores are those of the rows without that digit, though rows
+    share packs, and the others are counted."""
+    settings = heads_job(heads=HEADS[1:])
+    token = Tokenizer.load(inputs.model).encode("9")[0]
+    shutil.copytree(inputs.model, tmp_path / "poisoned")
+    weights = load_file(inputs.model / "model.safetensors")
+    weights["model.embed_tokens.weight"][token] = float("nan")
+    save_file(weights, tmp_path / "poisoned" / "model.safetensors", metadata={"format": "pt"})
+    clean = [row for row in labelled.rows if "9" not in json.dumps(row["messages"])]
+    (tmp_path / "clean.jsonl").write_text("".join(json.dumps(row) + "\n" for row in clean), encoding="utf-8")
+    with stage_artifact(tmp_path / "clean", "dataset") as staged:
+        ingest_dataset(tmp_path / "clean.jsonl", staged, config=RowsConfig(heads=settings.config.heads))
+    found, expected = score(tmp_path / "poisoned", labelled.data, settings), score(inputs.model, tmp_path / "clean", settings)
+    assert 0 < expected.num_rows < 40
+    assert (found.num_rows, found.num_not_finite, found.num_tokens) == (expected.num_rows, 40 - len(clean), expected.num_tokens)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    for mine, theirs in zip(found.heads, expected.heads):
+        assert (mine.num_targets, mine.accuracy) == (theirs.num_targets, theirs.accuracy)
 
 
 def test_the_report_compares_every_head(trained: Path, inputs: Inputs, labelled: Labelled, tmp_path: Path) -> None:

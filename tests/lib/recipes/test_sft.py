@@ -22,6 +22,7 @@ from lib.core.manifest import Manifest
 from lib.data.examples import open_examples
 from lib.data.tokenize import tokenize_conversations
 from lib.train.lock import run_lock
+from lib.train.meters import read_rows
 from lib.train.run import run_identity
 from tests.lib.recipes.conftest import Inputs, Shown, job, metrics, train
 
@@ -148,7 +149,8 @@ class _Killer:
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_is_updated(inputs: Inputs, tmp_path: Path) -> None:
-    """[C5] A model with one infinite weight: the error names step and samples, and no checkpoint of it is made."""
+    """[C5, C10] A model with one infinite weight: the error names step and samples, no checkpoint of it is made, and none of
+    its figures gets among those of other steps."""
     with stage_artifact(tmp_path / "poisoned", "model") as staged:
         for path in inputs.model.iterdir():
             if path.name not in {"manifest.json", "model.safetensors"}:
@@ -160,6 +162,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_updated(inputs: Inpu
     with pytest.raises(NonFiniteLossError, match=r"step 1: loss nan.*Nothing was updated.*row-\d+"):
         train(Inputs(tmp_path / "poisoned", inputs.data, report), job(), tmp_path)
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert not read_rows(tmp_path / "run" / "metrics.jsonl")
 
 
 def test_a_second_run_in_the_same_folder_is_refused(inputs: Inputs, tmp_path: Path) -> None:
