@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from flytekit import FlyteContextManager, PodTemplate
 from flytekit.core.context_manager import ExecutionParameters
@@ -74,13 +75,22 @@ def ray_job(shape: ClusterShape) -> ClusterJob:
     )
 
 
+def placed(shape: ClusterShape) -> dict[str, Any]:
+    """What `with_overrides` takes for a task on a cluster of this shape. What isn't asked to run on spot machines is left to
+    the execution's own setting."""
+    return {"task_config": ray_job(shape), "interruptible": shape.interruptible or None}
+
+
 def engine_shape(config: EvalConfig, gpus_per_node: int) -> ClusterShape:
     """The cluster that holds the engines of an evaluation: one on each GPU, or all on one CPU node."""
-    if not gpus_per_node:
-        return ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=config.engines, threads_per_rank=config.engine_threads)
-    per_node = min(config.engines, gpus_per_node)
-    nodes = math.ceil(config.engines / per_node)
-    return ClusterShape(nodes=nodes, gpus_per_node=per_node, ranks_per_node=per_node, threads_per_rank=1)
+    per_node = min(config.engines, gpus_per_node) or config.engines
+    return ClusterShape(
+        nodes=math.ceil(config.engines / per_node),
+        gpus_per_node=min(per_node, gpus_per_node),
+        ranks_per_node=per_node,
+        threads_per_rank=1 if gpus_per_node else config.engine_threads,
+        interruptible=config.interruptible,
+    )
 
 
 def _pod(container: str, cpus: int, memory_gib: int, gpus: int, accelerator: str | None = None) -> PodTemplate:

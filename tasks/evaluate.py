@@ -7,7 +7,7 @@ from flytekit import dynamic, task
 from lib.config.evaluation import EvalConfig
 from tasks.artifacts import Dataset, EvalReport, EvalReportFolder, ModelArtifact
 from tasks.cache import CACHED
-from tasks.clusters import engine_shape, ray_job
+from tasks.clusters import engine_shape, placed, ray_job
 from tasks.environments import CPU_IMAGE, LONG, RETRIES, SMALL, TRAIN_IMAGE, retry_infrastructure
 from tasks.lazy import lazy
 from tasks.progress import bar
@@ -46,6 +46,5 @@ def evaluate_on_ray(model: ModelArtifact, data: Dataset, config: EvalConfig, gpu
 @dynamic(cache=CACHED, container_image=CPU_IMAGE, requests=SMALL, retries=RETRIES)
 def evaluate(model: ModelArtifact, data: Dataset, config: EvalConfig, gpus_per_node: int) -> EvalReport:
     """Size the cluster from the number of engines; an override in a static workflow would be lost."""
-    job = ray_job(engine_shape(config, gpus_per_node))
     inputs = {"model": model, "data": data, "config": config, "gpus_per_node": gpus_per_node}
-    return evaluate_on_ray(**inputs).with_overrides(task_config=job)
+    return evaluate_on_ray(**inputs).with_overrides(**placed(engine_shape(config, gpus_per_node)))

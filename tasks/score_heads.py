@@ -8,7 +8,7 @@ from lib.config.evaluation import HeadsEvalConfig
 from lib.config.parallel import ClusterShape
 from tasks.artifacts import Checkpoint, Dataset, HeadsReport, HeadsReportFolder, ModelArtifact, Report, ReportFolder
 from tasks.cache import CACHED
-from tasks.clusters import ray_job
+from tasks.clusters import placed, ray_job
 from tasks.environments import CPU_IMAGE, LONG, MEDIUM, RETRIES, SHORT, SMALL, TRAIN_IMAGE, retry_infrastructure
 from tasks.lazy import lazy
 from tasks.progress import bar
@@ -49,7 +49,7 @@ def score_heads_on_ray(model: ModelArtifact, data: Dataset, config: HeadsEvalCon
 @dynamic(cache=CACHED, container_image=CPU_IMAGE, requests=SMALL, retries=RETRIES)
 def score_heads(model: ModelArtifact, data: Dataset, config: HeadsEvalConfig) -> HeadsReport:
     """Size the cluster from the configuration; an override in a static workflow would be lost."""
-    return score_heads_on_ray(model=model, data=data, config=config).with_overrides(task_config=ray_job(config.shape))
+    return score_heads_on_ray(model=model, data=data, config=config).with_overrides(**placed(config.shape))
 
 
 @task(cache=CACHED, container_image=CPU_IMAGE, requests=MEDIUM, retries=RETRIES, timeout=SHORT, enable_deck=True)

@@ -9,7 +9,7 @@ from lib.core.paths import runs_root
 from tasks.artifact_type import Artifact
 from tasks.artifacts import Checkpoint, CheckpointFolder, Dataset, LogitReport, ModelArtifact, TokenizedDataset
 from tasks.cache import CACHED, code_version
-from tasks.clusters import ray_job
+from tasks.clusters import placed, ray_job
 from tasks.environments import CPU_IMAGE, LONG, RETRIES, SMALL, TRAIN_IMAGE, retry_infrastructure
 from tasks.lazy import lazy
 from tasks.progress import bar
@@ -84,8 +84,8 @@ def train(
     model: ModelArtifact, data: Dataset, report: LogitReport, job: SftJob, resume_from: Checkpoint | None = None
 ) -> Checkpoint:
     """Size the cluster from the job; an override in a static workflow would be lost."""
-    cluster, given = ray_job(job.shape), {"model": model, "report": report, "job": job, "resume_from": resume_from}
+    cluster, given = placed(job.shape), {"model": model, "report": report, "job": job, "resume_from": resume_from}
     if not job.config.data.tokenize_first:
-        return train_on_ray(data=data, **given).with_overrides(task_config=cluster)
+        return train_on_ray(data=data, **given).with_overrides(**cluster)
     tokens = tokenize(data=data, tokenizer=take_tokenizer(model=model), config=job.config.data.chat)
-    return train_tokens_on_ray(tokens=tokens, **given).with_overrides(task_config=cluster)
+    return train_tokens_on_ray(tokens=tokens, **given).with_overrides(**cluster)

@@ -12,7 +12,7 @@ from lib.core.paths import runs_root
 from tasks.artifact_type import Artifact
 from tasks.artifacts import Checkpoint, CheckpointFolder, Dataset, LogitReport, ModelArtifact, TokenizedDataset
 from tasks.cache import CACHED, code_version
-from tasks.clusters import ray_job
+from tasks.clusters import placed, ray_job
 from tasks.environments import CPU_IMAGE, LONG, RETRIES, SMALL, TRAIN_IMAGE, retry_infrastructure
 from tasks.lazy import lazy
 from tasks.progress import bar
@@ -94,8 +94,8 @@ def _train(model: Artifact, data: Artifact, report: Artifact, job: HeadsJob) -> 
 @dynamic(cache=CACHED, container_image=CPU_IMAGE, requests=SMALL, retries=RETRIES)
 def train_heads(model: ModelArtifact, data: Dataset, report: LogitReport, job: HeadsJob) -> Checkpoint:
     """Size the cluster from the job; an override in a static workflow would be lost."""
-    cluster = ray_job(job.shape)
+    cluster = placed(job.shape)
     if not job.config.data.tokenize_first:
-        return train_heads_on_ray(model=model, data=data, report=report, job=job).with_overrides(task_config=cluster)
+        return train_heads_on_ray(model=model, data=data, report=report, job=job).with_overrides(**cluster)
     tokens = tokenize(data=data, tokenizer=take_tokenizer(model=model), config=job.config.data.chat)
-    return train_heads_tokens_on_ray(model=model, tokens=tokens, report=report, job=job).with_overrides(task_config=cluster)
+    return train_heads_tokens_on_ray(model=model, tokens=tokens, report=report, job=job).with_overrides(**cluster)

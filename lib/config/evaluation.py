@@ -57,6 +57,8 @@ class EvalConfig(Frozen):
     """Compute threads of an engine on CPU."""
     kv_cache_gib: Number = Field(default=1.0, gt=0.0)
     """Memory of an engine's key-value cache on CPU."""
+    interruptible: bool = False
+    """Whether the engines' nodes may be spot machines; an evaluation that loses them begins again."""
     deadline_seconds: Number = Field(default=1800.0, gt=0.0)
 
     @model_validator(mode="after")

@@ -20,6 +20,8 @@ class ClusterConfig(Frozen):
     """A rank that hasn't answered for this long is reported dead and the group is torn down."""
     accelerator: str | None = Field(default=None, pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$")
     """Kind of GPU that the nodes must have, as NVIDIA's feature discovery labels them (`nvidia.com/gpu.product`)."""
+    interruptible: bool = False
+    """Whether the nodes may be spot machines. Training saves when they go, and goes on when Flyte tries it again."""
 
 
 AXES = ("replicate", "shard", "expert", "context", "tensor")
@@ -73,6 +75,8 @@ class ClusterShape(Frozen):
     threads_per_rank: int = Field(ge=1)
     accelerator: str | None = None
     """Label of the GPUs; None: any."""
+    interruptible: bool = False
+    """Whether the nodes may be spot machines."""
 
     @property
     def num_ranks(self) -> int:

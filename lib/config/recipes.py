@@ -84,6 +84,7 @@ class TrainJob(Frozen):
             ranks_per_node=self.gpus_per_node or cluster.cpu_ranks_per_node,
             threads_per_rank=cluster.threads_per_rank,
             accelerator=cluster.accelerator,
+            interruptible=cluster.interruptible,
         )
 
     @model_validator(mode="after")

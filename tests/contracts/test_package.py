@@ -206,7 +206,7 @@ def at(cls):
         (staged.path / "file").write_text("content")
     return artifact
 
-nodes, gpus = int(sys.argv[1]), int(sys.argv[2])
+nodes, gpus, spot = int(sys.argv[1]), int(sys.argv[2]), sys.argv[4] == "spot"
 images = ImageConfig(images=[Image("cpu", "registry.test/cpu", "1"), Image("train", "registry.test/train", "2")])
 settings = SerializationSettings(image_config=images, version="1", project="p", domain="d",
     fast_serialization_settings=FastSerializationSettings(enabled=True, destination_dir="/root", distribution_location="s3://b/code"))
@@ -215,33 +215,42 @@ with FlyteContextManager.with_context(ctx) as ctx:
     state = ctx.execution_state.with_params(mode=ExecutionState.Mode.TASK_EXECUTION)
     with FlyteContextManager.with_context(ctx.with_execution_state(state)) as ctx:
         job = SftJob.parse({"learning_rate": 1e-5, "steps": 100, "sequence_length": 512, "nodes": nodes, "gpus_per_node": gpus,
-            "config": {"train": {"rows_per_step": 512}, "cluster": {"accelerator": "NVIDIA-H100-80GB-HBM3" if gpus else None},
+            "config": {"train": {"rows_per_step": 512},
+                "cluster": {"accelerator": "NVIDIA-H100-80GB-HBM3" if gpus else None, "interruptible": spot},
                 "data": {"num_streams": 512, "tokenize_first": sys.argv[3] == "tokens"}}}, where="test")
         shown = []
         for entity, inputs in (
             (train, {"model": at(ModelFolder), "data": at(DatasetFolder), "report": at(LogitReportFolder), "job": job}),
-            (evaluate, {"model": at(ModelFolder), "data": at(DatasetFolder), "config": EvalConfig(engines=max(1, nodes * gpus)),
+            (evaluate, {"model": at(ModelFolder), "data": at(DatasetFolder),
+                "config": EvalConfig(engines=max(1, nodes * gpus), interruptible=spot),
                 "gpus_per_node": gpus}),
         ):
             spec = entity.compile_into_workflow(ctx, entity._task_function, **inputs)
             templates = [json_format.MessageToDict(task.to_flyte_idl()) for task in spec.tasks]
             (template,) = [found for found in templates if found["type"] == "ray"]
             beside = sorted(found["id"]["name"] for found in templates if found is not template)
-            shown.append({"image": template["container"]["image"], "custom": template["custom"], "beside": beside,
+            (node,) = [n.to_flyte_idl() for n in spec.nodes if n.task_node.reference_id.name == template["id"]["name"]]
+            shown.append({"interruptible": node.metadata.interruptible if node.metadata.HasField("interruptible") else None,
+                "image": template["container"]["image"], "custom": template["custom"], "beside": beside,
                 "name": template["id"]["name"]})
 print(json.dumps(shown))
 """
 
 
-@pytest.mark.parametrize(("nodes", "gpus", "rows"), [(1, 0, "rows"), (1, 8, "tokens"), (4, 8, "rows"), (64, 8, "rows")])
-def test_clusters_are_sized_by_the_inputs(nodes: int, gpus: int, rows: str) -> None:
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "rows", "machines"),
+    [(1, 0, "rows", "own"), (1, 8, "tokens", "spot"), (4, 8, "rows", "spot"), (64, 8, "rows", "own")],
+)
+def test_clusters_are_sized_by_the_inputs(nodes: int, gpus: int, rows: str, machines: str) -> None:
     """[I12] compiled as propeller would, each size in a process of its own: an override lasts as long as its process. Rows are
-    tokenised before the cluster starts where that is asked for."""
-    command = [sys.executable, "-c", COMPILE, str(nodes), str(gpus), rows]
+    tokenised before the cluster starts where that is asked for. Spot machines are for the nodes that ask for them; of the
+    others nothing is said, which leaves the choice to who starts the execution."""
+    command = [sys.executable, "-c", COMPILE, str(nodes), str(gpus), rows, machines]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     train, evaluate = json.loads(result.stdout.splitlines()[-1])
     assert train["image"] == evaluate["image"] == IMAGES["train"]
+    assert train["interruptible"] is evaluate["interruptible"] is (True if machines == "spot" else None)
     _check_ray(train["custom"], nodes=nodes, gpus=gpus, accelerator="NVIDIA-H100-80GB-HBM3" if gpus else None)
     _check_ray(evaluate["custom"], nodes=nodes, gpus=gpus)
     assert train["name"] == f"tasks.train.train{'_tokens' if rows == 'tokens' else ''}_on_ray"
