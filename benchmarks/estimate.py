@@ -20,6 +20,7 @@ from benchmarks.report import Report, say
 from benchmarks.trial import Trial, device_of, run_trial
 from lib.config.model import LoraConfig, ModelConfig
 from lib.config.parallel import ClusterShape
+from lib.config.train import ReduceGradients
 from lib.parallel.memory_model import HEAP_FACTOR, BatchShape, estimate_memory
 from lib.parallel.time_model import Machines, estimate_step
 
@@ -41,11 +42,12 @@ class Variant:
     ranks: int = 1
     config: ModelConfig = FLOAT
     micro_batches: int = 1
+    reduced: ReduceGradients = "each_step"
 
     @property
     def trial(self) -> Trial:
         shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=self.ranks, threads_per_rank=1)
-        return Trial(self.size, BatchShape(self.rows, self.length, self.micro_batches), self.config, shape)
+        return Trial(self.size, BatchShape(self.rows, self.length, self.micro_batches, self.reduced), self.config, shape)
 
 
 VARIANTS = {
@@ -59,6 +61,8 @@ VARIANTS = {
     "small 256 on 2": Variant(SMALL, 1, 256, ranks=2),
     "small 1024 on 2": Variant(SMALL, 1, 1024, ranks=2),
     "small 256 on 2, accumulated": Variant(SMALL, 1, 256, ranks=2, micro_batches=2),
+    "small 256 on 2, accumulated in pieces": Variant(SMALL, 1, 256, ranks=2, micro_batches=2, reduced="each_micro_batch"),
+    "small 1024 selective": Variant(SMALL, 1, 1024, config=FLOAT.model_copy(update={"activation_checkpointing": "selective"})),
 }
 
 

@@ -3,8 +3,9 @@
 `python -m benchmarks predict [--gpus 8 16 ...] [--device H100] [--efficiency .5] [--length 8192] [--rows 512]`
 
 The tables of docs/scaling.md, as Markdown on stderr. Weak: one row a GPU in a step. Strong: the same rows in a step, whatever
-the number of GPUs, one row a micro-batch. Shards lie over all GPUs; or over those of a node, with a copy on each node; or over
-all, with the experts of each layer dealt out over the GPUs of a node.
+the number of GPUs, one row a micro-batch; gradients are summed up once a step, or in each micro-batch. Shards lie over all
+GPUs; or over those of a node, with a copy on each node; or over all, with the experts of each layer dealt out over the GPUs
+of a node.
 """
 
 import argparse
@@ -14,24 +15,26 @@ from typing import Any
 
 from benchmarks.report import Report
 from lib.config.recipes import SftJob
+from lib.config.train import ReduceGradients
 from lib.models.shapes import spec_of_shape
 from lib.parallel.devices import DEVICES, GIB
 from lib.train.forecast import Forecast, forecast
 
 MODELS = ("qwen3-8b", "qwen3-30b-a3b")
 PER_NODE = 8
-
-
 CUTS = ("shards over all", "a copy on each node", "experts over each node")
+SUMMED: dict[ReduceGradients, str] = {"each_step": "once a step", "each_micro_batch": "in each micro-batch"}
 
 
-def predicted(model: str, gpus: int, options: argparse.Namespace, *, strong: bool, cut: str) -> Forecast:
+def predicted(
+    model: str, gpus: int, options: argparse.Namespace, *, strong: bool, cut: str, reduced: ReduceGradients
+) -> Forecast:
     nodes = max(1, gpus // PER_NODE)
     rows = max(options.rows, gpus) if strong else gpus
     config = {
         "data": {"num_streams": 4096},
         "model": {"activation_checkpointing": "layer", "loss_chunk_tokens": 2048},
-        "train": {"rows_per_step": rows},
+        "train": {"rows_per_step": rows, "reduce_gradients": reduced},
         "parallel": {
             "replicate": nodes if cut == "a copy on each node" else 1,
             "expert": PER_NODE if cut == "experts over each node" else 1,
@@ -60,9 +63,14 @@ def tables(options: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for model in MODELS:
         cuts = CUTS if spec_of_shape(model).moe else CUTS[:2]
-        for strong, cut in [(False, cut) for cut in cuts] + [(True, cuts[-1] if len(cuts) > 2 else cuts[0])]:
-            name = f"{model}, {'strong' if strong else 'weak'}, {cut}"
-            found[name] = {str(gpus): row_of(predicted(model, gpus, options, strong=strong, cut=cut)) for gpus in options.gpus}
+        best = cuts[-1] if len(cuts) > 2 else cuts[0]
+        chosen: list[tuple[str, bool, str, ReduceGradients]] = [(f"weak, {cut}", False, cut, "each_step") for cut in cuts]
+        chosen += [(f"strong, {best}, gradients summed up {when}", True, best, reduced) for reduced, when in SUMMED.items()]
+        for name, strong, cut, reduced in chosen:
+            forecasts = {
+                gpus: predicted(model, gpus, options, strong=strong, cut=cut, reduced=reduced) for gpus in options.gpus
+            }
+            found[f"{model}, {name}"] = {str(gpus): row_of(forecast) for gpus, forecast in forecasts.items()}
     return found
 
 

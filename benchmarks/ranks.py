@@ -63,7 +63,7 @@ class DistWorker(Worker):
         module.vocabulary = vocabulary_part(mesh, module.decoder.spec.vocab_size)
         self.bytes_read = load_sharded(module, Path(folder))
         optimizer = build_optimizer(module, OptimConfig())
-        self.training = Training(module, optimizer, NextToken(), FlopCounter(module.decoder.spec))
+        self.training = Training(module, optimizer, NextToken(), FlopCounter(module.decoder.spec), "each_step")
         self.micro = share(num_tokens, 1, 0) if own_rows else share(num_tokens, self.place.num_ranks, self.place.rank)
 
     @dispatch(merge="all")

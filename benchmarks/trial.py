@@ -132,7 +132,7 @@ def _train(
     micro_batches = [_micro_batch(batch, spec, seed=number) for number in range(batch.micro_batches)]
     module = _module(spec, config, shape, device)
     optimizer, objective, flops = build_optimizer(module, OptimConfig()), NextToken(), FlopCounter(spec, config.lora)
-    training = Training(module, optimizer, objective, flops)
+    training = Training(module, optimizer, objective, flops, batch.reduced)
     settings = {"learning_rate": 1e-4, "max_grad_norm": 1.0, "device": device}
     times, work = [], []
     worked = time.perf_counter if device.type == "cuda" else time.process_time

@@ -13,10 +13,11 @@ def describe(found: Forecast, job: TrainJob, tasks: list[list[str]]) -> str:
     hours, minutes = divmod(round(step.seconds * found.steps / 60), 60)
     mfu = step.mfu(found.num_ranks, found.device)
     rows, length = job.config.train.rows_per_step, job.sequence_length
+    summed = ", gradients summed up in each" if batch.micro_batches > 1 and batch.reduced == "each_micro_batch" else ""
     lines = {
         "ranks": f"{job.nodes} node(s) x {job.shape.ranks_per_node} {found.device.name} rank(s): {mesh}",
         "model": f"{found.parameters / 1e9:.3f} B parameters, {found.trained_parameters / 1e9:.3f} B trained",
-        "step": f"{rows} rows of {length} tokens: {batch.micro_batches} micro-batch(es) of {batch.rows} on each rank",
+        "step": f"{rows} rows of {length} tokens: {batch.micro_batches} micro-batch(es) of {batch.rows} on each rank{summed}",
         "job": f"{found.steps:,} steps, at most {found.tokens:,} tokens, {step.flops * found.steps:.3g} FLOPs",
         "memory": f"{memory.total / GIB:.2f} GiB of a rank's {found.room_bytes / GIB:.1f}: {parts}",
         "saving": f"{found.saved_bytes / GIB:.2f} GiB of host memory for each rank while a checkpoint is written",
@@ -37,8 +38,10 @@ def _advice(found: Forecast) -> str:
         "activations": memory.activations + memory.working,
         "logits": memory.logits,
     }
+    are_whole = found.batch.micro_batches > 1 and found.batch.reduced == "each_step"
+    sooner = "config.train.reduce_gradients: each_micro_batch, " if are_whole else ""
     remedy = {
-        "parameters, optimizer and gradients": "more ranks, config.model.lora, or fewer micro-batches (rows_per_step)",
+        "parameters, optimizer and gradients": f"{sooner}more ranks or config.model.lora",
         "activations": "config.model.activation_checkpointing, fewer rows_per_micro_batch or a shorter sequence_length",
         "logits": "a smaller config.model.loss_chunk_tokens",
     }

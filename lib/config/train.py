@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from lib.config.base import Frozen, Number
 
+ReduceGradients = Literal["each_step", "each_micro_batch"]
+
 
 class ProfileConfig(Frozen):
     """Steps that torch.profiler watches, on every rank."""
@@ -28,6 +30,9 @@ class TrainConfig(Frozen):
     """Packed rows in the global batch of an optimizer step, over all ranks and micro-batches."""
     rows_per_micro_batch: int = Field(default=1, ge=1)
     """Packed rows a rank takes in one forward pass; the rest of its share is accumulated."""
+    reduce_gradients: ReduceGradients = "each_step"
+    """When ranks sum up their gradients. each_step: in the last micro-batch, and until then each holds whole ones.
+    each_micro_batch: in each, and a rank holds its pieces alone, for as many more transfers."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = Field(default=2, ge=1)

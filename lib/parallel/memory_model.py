@@ -8,11 +8,11 @@ the libraries; and the holes of a heap, for which there is HEAP_FACTOR. `python 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Literal
 
 import torch
 
 from lib.config.model import LoraConfig, ModelConfig
+from lib.config.train import ReduceGradients
 from lib.models.decoder import Decoder
 from lib.models.layers.attention_cpu import BLOCK_QUERIES, FUSED_TOKENS, KEPT_KEYS
 from lib.models.lora import put_adapters
@@ -37,6 +37,8 @@ class BatchShape:
     sequence_length: int
     micro_batches: int = 1
     """That a rank adds up before it updates."""
+    reduced: ReduceGradients = "each_step"
+    """When their gradients are summed over the ranks."""
     target_share: float = 1.0
     """Of the tokens that are projected to the vocabulary."""
     document_tokens: int | None = None
@@ -57,7 +59,7 @@ class MemoryEstimate:
     optimizer: float
     """Two moments of each number that is trained."""
     gradients: float
-    """Its pieces, float32; whole where several micro-batches are added up before they are summed over the ranks."""
+    """Float32: its pieces, or whole where several micro-batches are added up before they are summed over the ranks."""
     gathered: float
     """Whole weights in the compute dtype."""
     activations: float
@@ -117,7 +119,6 @@ def estimate_memory(
     units, part = decoder_units(spec, config.lora, tensor, sizes.get("expert", 1)), part_of_layers(spec, tensor)
     compute = 2 if config.compute_dtype == "bfloat16" else 4
     ranks = sizes["shard"] * sizes.get("expert", 1)
-    trained = sum(unit.trained for unit in units.values())
     kept_trained, kept_frozen = (sum(kept) for kept in zip(*(unit.pieces(sizes) for unit in units.values())))
     layers = [unit for number, unit in units.items() if number != ROOT]
     largest = max(layers, key=lambda unit: unit.total)
@@ -125,15 +126,14 @@ def estimate_memory(
         "parameters": MASTER_BYTES * kept_trained + frozen_bytes * kept_frozen,
         "optimizer": 2 * MOMENT_BYTES * kept_trained,
     }
-    accumulated = MASTER_BYTES * trained if batch.micro_batches > 1 else 0.0
     buffers = _buffers(largest, units[ROOT], ranks, compute, on_gpu=on_gpu)
     head = _head_bytes(spec, config, batch, compute, tensor, on_gpu=on_gpu)
     length = min(batch.document_tokens or batch.sequence_length, batch.sequence_length)
     kept = activation_bytes(part, compute, length, on_gpu=on_gpu)
-    activations = batch.tokens * _kept_at_once(part, kept, compute, config.activation_checkpointing)
+    activations = batch.tokens * _kept_at_once(part, kept, compute, config)
     at_loss = MemoryEstimate(
         **held,
-        gradients=accumulated,
+        gradients=sum(_left_by_others(unit, sizes, batch) for unit in units.values()),
         gathered=compute * (units[ROOT].total + (2 * largest.total if on_gpu else sum(unit.total for unit in layers))),
         activations=activations,
         logits=head,
@@ -141,11 +141,10 @@ def estimate_memory(
         buffers=buffers,
     )
     # The root's gradients are reduced last, when all others lie there as pieces and the activations are gone.
-    tied_twice = spec.tied and spec.lm_head and config.lora is None
-    doubled = spec.num_rows * spec.hidden_size / tensor if tied_twice else 0.0
+    doubled = spec.num_rows * spec.hidden_size / tensor if spec.tied and spec.lm_head and config.lora is None else 0.0
     at_end = MemoryEstimate(
         **held,
-        gradients=MASTER_BYTES * kept_trained + (accumulated and MASTER_BYTES * units[ROOT].trained),
+        gradients=MASTER_BYTES * kept_trained + _left_by_others(units[ROOT], sizes, batch),
         gathered=compute * units[ROOT].total,
         activations=0.0,
         logits=0.0,
@@ -153,6 +152,13 @@ def estimate_memory(
         buffers=buffers,
     )
     return max(at_loss, at_end, key=lambda estimate: estimate.total)
+
+
+def _left_by_others(unit: Unit, sizes: Mapping[str, int], batch: BatchShape) -> float:
+    """Bytes of the gradients of earlier micro-batches."""
+    if batch.micro_batches == 1:
+        return 0.0
+    return MASTER_BYTES * (unit.trained if batch.reduced == "each_step" else unit.pieces(sizes)[0])
 
 
 @lru_cache(maxsize=64)
@@ -249,13 +255,11 @@ def _mlp_bytes(spec: DecoderSpec, layer: int, compute: int, on_gpu: bool) -> flo
     return kept + width * compute + spec.moe.top_k * of_pair + 8 * spec.moe.num_experts
 
 
-def _kept_at_once(
-    spec: DecoderSpec, kept: list[float], compute: int, recomputed: Literal["none", "layer", "selective"]
-) -> float:
-    if recomputed == "none":
+def _kept_at_once(spec: DecoderSpec, kept: list[float], compute: int, config: ModelConfig) -> float:
+    if config.activation_checkpointing == "none":
         return sum(kept)
-    inputs = len(kept) * spec.hidden_size
-    products = sum(_products(spec, layer) for layer in range(len(kept))) if recomputed == "selective" else 0
+    inputs, selective = len(kept) * spec.hidden_size, config.activation_checkpointing == "selective"
+    products = sum(_products(spec, layer) for layer in range(len(kept))) if selective else 0
     return min(compute * (inputs + products) + max(kept), sum(kept))
 
 

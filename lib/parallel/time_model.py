@@ -112,13 +112,14 @@ def transfer_seconds(
     spread = {**sizes, "shard": sizes["shard"] * sizes.get("expert", 1), "expert": 1}
     shards = 0.0
     for number, unit in units.items():
+        sums = batch.micro_batches if batch.reduced == "each_micro_batch" else 1  # those of copies are one anyway
         gathers = batch.micro_batches * (2 if machines.device.is_gpu and number != ROOT else 1)
         for axes, gathered, summed in (
             (spread, unit.total - unit.experts, unit.trained - unit.trained_experts),
             (sizes, unit.experts, unit.trained_experts),
         ):
             shards += gathers * _seconds(compute * gathered, axes, "shard", machines)
-            shards += _seconds(REDUCED_BYTES * summed, axes, "shard", machines)
+            shards += sums * _seconds(REDUCED_BYTES * summed, axes, "shard", machines)
             shards += 2 * _seconds(REDUCED_BYTES * summed / axes["shard"], axes, "replicate", machines)
     hidden = compute * batch.tokens * spec.hidden_size
     passes = batch.micro_batches * (2 if config.activation_checkpointing == "none" else 3)

@@ -59,7 +59,8 @@ class HeadsWorker(Worker):
             fresh=not place["resume_step"],
         )
         flops = FlopCounter(module.headed.decoder.spec, config.model.lora, heads)
-        training = Training(module, build_optimizer(module, config.optim), HeadsObjective(heads), flops)
+        optimizer, reduced = build_optimizer(module, config.optim), config.train.reduce_gradients
+        training = Training(module, optimizer, HeadsObjective(heads), flops, reduced)
         encoder = ChatEncoder.of(Tokenizer.load(model_dir), config.data)
         size, pad_id, data_dir = job.sequence_length, encoder.tokenizer.pad_id, place["data_dir"]
         chats = ChatFeed(config.data, data_dir, str(model_dir), size, config.train.rows_per_step, labelled_kind(Path(data_dir)))

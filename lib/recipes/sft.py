@@ -56,7 +56,8 @@ class SftWorker(Worker):
             fresh=not place["resume_step"],
         )
         flops = FlopCounter(module.decoder.spec, config.model.lora)
-        training = Training(module, build_optimizer(module, config.optim), NextToken(), flops)
+        optimizer, reduced = build_optimizer(module, config.optim), config.train.reduce_gradients
+        training = Training(module, optimizer, NextToken(), flops, reduced)
         encoder = ChatEncoder.of(Tokenizer.load(model_dir), config.data)
         chats = ChatFeed(config.data, place["data_dir"], str(model_dir), job.sequence_length, config.train.rows_per_step)
         size, pad_id = job.sequence_length, encoder.tokenizer.pad_id

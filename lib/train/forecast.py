@@ -81,6 +81,7 @@ def forecast(
         rows=train.rows_per_micro_batch,
         sequence_length=job.sequence_length,
         micro_batches=train.rows_per_step // (train.rows_per_micro_batch * data_ranks),
+        reduced=train.reduce_gradients,
         target_share=target_share,
     )
     machines = Machines(device, per_node=shape.ranks_per_node)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from lib.config.train import ReduceGradients
 from lib.core.errors import NonFiniteLossError
 from lib.data.batch import PackedBatch
 from lib.losses.cross_entropy import cross_entropy_sum
@@ -151,6 +152,8 @@ class Training:
     optimizer: torch.optim.Optimizer
     objective: Objective
     flops: FlopCounter
+    reduce_gradients: ReduceGradients
+    """See `TrainConfig.reduce_gradients`."""
 
 
 def count_step(
@@ -200,7 +203,9 @@ def train_step(
     """
     module, optimizer, objective = training.module, training.optimizer, training.objective
     optimizer.zero_grad(set_to_none=True)
-    own = accumulate_gradients(module, micro_batches, objective, divisors=counts.divisors, device=device)
+    own = accumulate_gradients(
+        module, micro_batches, objective, divisors=counts.divisors, device=device, reduced=training.reduce_gradients
+    )
     sums = all_reduce_sum({name: value * counts.counted for name, value in own.items()})
     with CLOCK.part("optimizer"):
         grad_norm = clip_grad_norm(module.parameters(), max_grad_norm)
@@ -233,15 +238,21 @@ def accumulate_gradients(
     *,
     divisors: Mapping[str, float],
     device: torch.device,
+    reduced: ReduceGradients = "each_step",
 ) -> dict[str, float]:
-    """Add the gradients of the loss of all micro-batches; the ranks' are added up in the last one's backward.
+    """Add the gradients of the loss of all micro-batches, and of all ranks.
+
+    Copies of the model (the replicate axis) are summed up in the last micro-batch, whenever the shards of a copy are: until
+    then a rank's piece is its own copy's.
 
     Returns: this rank's sums, not divided.
     """
     totals: dict[str, float] = {}
     for index, micro in enumerate(micro_batches):
         if isinstance(module, FSDPModule):
-            module.set_requires_gradient_sync(index == len(micro_batches) - 1)
+            is_last = index == len(micro_batches) - 1
+            module.set_requires_gradient_sync(is_last or reduced == "each_micro_batch")
+            module.set_requires_all_reduce(is_last)
         with CLOCK.part("forward"):
             sums = objective.sums(module, micro, device)
             loss = objective.loss(sums, divisors)

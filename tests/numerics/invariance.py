@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lib.config.model import ModelConfig
 from lib.config.parallel import ClusterShape, ParallelConfig
+from lib.config.train import ReduceGradients
 from lib.core.examples import IGNORE_INDEX
 from lib.data.batch import Document, PackedBatch, PackedRow, collate
 from lib.models.decoder import Decoder
@@ -71,6 +72,7 @@ class Case:
     """Ranks among which experts are dealt out, as far as the other ranks allow."""
     tensor: int = 1
     """Ranks that compute each layer together, likewise; experts are then cut, not dealt out."""
+    reduced: ReduceGradients = "each_step"
 
     def parallel(self, num_ranks: int) -> ParallelConfig:
         tensor = math.gcd(self.tensor, num_ranks)
@@ -103,6 +105,7 @@ def random_case(number: int) -> Case:
         replicate=int(source.choice([1, 1, 2])),
         expert=int(source.choice([1, 2, 4])),
         tensor=int(source.choice([1, 1, 2])),
+        reduced="each_micro_batch" if source.random() < 0.5 else "each_step",
     )
 
 
@@ -115,6 +118,15 @@ NAMED_CASES = {
     "some of the documents are masked, the others weighted": replace(_SMALLER, masked="some", weighted=True),
     "layers on pairs of ranks, a pair with masked labels alone": replace(_SMALLER, spec="untied", masked="a rank", tensor=2),
     "experts cut over pairs": replace(_SMALLER, spec="biased experts", dtype="float64", tensor=2, recomputed=True),
+    "experts cut over pairs, summed up each time": replace(
+        _SMALLER, spec="biased experts", dtype="float64", rows_per_micro_batch=1, tensor=2, reduced="each_micro_batch"
+    ),
+    "two copies, summed up each time": replace(
+        _SMALLER, rows_per_micro_batch=1, masked="some", weighted=True, replicate=2, reduced="each_micro_batch"
+    ),
+    "experts dealt out over pairs of two copies, summed up each time": replace(
+        _SMALLER, spec="experts", dtype="float64", rows_per_micro_batch=1, replicate=2, expert=2, reduced="each_micro_batch"
+    ),
     "experts on all ranks": replace(_SMALLER, spec="experts", dtype="float64"),
     "experts dealt out over pairs": replace(_SMALLER, spec="experts", dtype="float64", expert=2),
     "experts dealt out, a rank with masked labels alone": replace(
@@ -165,7 +177,7 @@ def _differences(case: Case, mesh: DeviceMesh, place: DataPlace) -> dict[str, fl
     micro = _micro_batches(shares[place.rank], case.rows_per_micro_batch, case.sequence_length, silent)
     flops = FlopCounter(SPECS[case.spec])
     counts = count_step(micro, NextToken(), flops, part_written=True, counted=place.is_first)
-    still = Training(module, torch.optim.SGD(module.parameters(), lr=0.0), NextToken(), flops)
+    still = Training(module, torch.optim.SGD(module.parameters(), lr=0.0), NextToken(), flops, case.reduced)
     report = train_step(still, micro, counts, step=1, learning_rate=0.0, max_grad_norm=math.inf, device=CPU)
     found = _gradients(module)
     assert counts.num_parts_written == dist.get_world_size()

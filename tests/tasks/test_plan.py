@@ -127,7 +127,18 @@ def test_what_does_not_fit_is_said_with_a_remedy(capsys: pytest.CaptureFixture[s
     arguments = ("--config", str(LLAMA), "--shape", "llama-3.1-8b", "--nodes", "1", "--gpus-per-node", "1")
     status, text, found = planned(capsys, *arguments)
     assert status == 1 and not found["fits"]
-    assert "DOES NOT FIT" in text and "config.model.lora" in text
+    assert "DOES NOT FIT" in text and "config.model.lora" in text and "reduce_gradients: each_micro_batch" in text
+
+
+def test_gradients_summed_up_in_each_micro_batch_make_room(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """64 rows on 8 GPUs: 8 micro-batches, whose gradients are 4 bytes a weight, or an eighth of that."""
+    held = {}
+    for reduced in ("each_step", "each_micro_batch"):
+        path = written(tmp_path, gpus_per_node=8, nodes=1, config={"train": {"reduce_gradients": reduced}})
+        status, text, found = planned(capsys, "--config", path, "--shape", "llama-3.1-8b")
+        assert status == 0 and ("gradients summed up in each" in text) == (reduced == "each_micro_batch")
+        held[reduced] = found["memory_bytes"]["gradients"]
+    assert held["each_step"] == pytest.approx(4 * 8.030e9, rel=1e-2) and held["each_step"] > 4 * held["each_micro_batch"]
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ def test_more_needs_no_less(seed: int) -> None:
         total(batch=replace(here, rows=rows + 1)),
         total(batch=replace(here, sequence_length=256)),
         total(batch=replace(here, micro_batches=2)),
+        total(batch=replace(here, micro_batches=2, reduced="each_micro_batch")),
         total(replace(DENSE, num_layers=4), batch=here),
         total(replace(DENSE, intermediate_size=320), batch=here),
         total(replace(DENSE, vocab_size=1280), batch=here),
@@ -107,6 +108,22 @@ def test_more_needs_no_less(seed: int) -> None:
     assert min(more) >= base >= max(less)
     sharded = [total(batch=here, shard=shard) for shard in (2, 4, 8, 64)]
     assert sharded == sorted(sharded, reverse=True)
+
+
+@pytest.mark.parametrize(("replicate", "shard", "expert"), [(1, 4, 1), (2, 4, 1), (1, 2, 4), (1, 1, 1)])
+def test_gradients_are_whole_until_they_are_summed_up(replicate: int, shard: int, expert: int) -> None:
+    """Of 4 bytes a number that a rank computes with: all of them while micro-batches are added up and summed up in the last
+    one, its pieces if in each, nothing if there is one micro-batch. Of a step so long that activations are the most."""
+    sizes = {"replicate": replicate, "shard": shard, "expert": expert}
+    units = decoder_units(EXPERTS, None, 1, expert).values()
+    whole, pieces = (4 * sum(numbers) for numbers in zip(*((unit.trained, unit.pieces(sizes)[0]) for unit in units)))
+    long = BatchShape(rows=1, sequence_length=1 << 16)
+    found = [
+        estimate_memory(EXPERTS, FULL, sizes, replace(long, micro_batches=number, reduced=reduced), on_gpu=True).gradients
+        for number, reduced in ((1, "each_step"), (1, "each_micro_batch"), (2, "each_step"), (3, "each_micro_batch"))
+    ]
+    assert found == pytest.approx([0.0, 0.0, whole, pieces])
+    assert whole == pytest.approx(pieces) if shard == expert == 1 else whole > 2 * pieces
 
 
 def kept_by_autograd(spec: DecoderSpec, dtype: torch.dtype, num_tokens: int) -> float:

@@ -44,6 +44,15 @@ def test_a_gather_takes_its_bytes_over_the_slowest_link() -> None:
     assert copies.shards == pytest.approx(on_node + 2 * (4 * whole / 8) / 2 / (50e9 * LINK_SHARE))
 
 
+def test_gradients_travel_once_a_step_or_in_each_micro_batch() -> None:
+    """Three micro-batches: weights are gathered for each. Shards are summed up once, or three times; copies once."""
+    machines = Machines(replace(DEVICES["H100"], latency_seconds=0.0), per_node=8)
+    sizes, batch = {"replicate": 2, "shard": 8}, replace(BATCH, micro_batches=3)
+    once = transfer_seconds(DENSE, ModelConfig(), sizes, batch, machines).shards
+    each = transfer_seconds(DENSE, ModelConfig(), sizes, replace(batch, reduced="each_micro_batch"), machines).shards
+    assert each - once == pytest.approx(2 * 4 * DENSE.num_parameters * 7 / 8 / (450e9 * LINK_SHARE))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from([1, 2, 8, 16, 64]), st.sampled_from([1, 2, 4]), st.integers(1, 4))
 def test_more_takes_no_less(shard: int, tensor: int, rows: int) -> None:
@@ -52,7 +61,8 @@ def test_more_takes_no_less(shard: int, tensor: int, rows: int) -> None:
     batch = BatchShape(rows=rows, sequence_length=256)
     base = step(batch, **sizes)
     assert step(replace(batch, rows=rows + 1), **sizes).seconds >= base.seconds
-    assert step(replace(batch, micro_batches=2), **sizes).seconds > base.seconds
+    twice = replace(batch, micro_batches=2)
+    assert step(replace(twice, reduced="each_micro_batch"), **sizes).seconds >= step(twice, **sizes).seconds > base.seconds
     assert step(batch, ModelConfig(activation_checkpointing="layer"), **sizes).seconds >= base.seconds
     assert base.mfu(shard * tensor, DEVICES["H100"]) <= 0.5 + 1e-9
     fast = Machines(replace(DEVICES["H100"], network_bytes=500e9, link_bytes=4500e9, latency_seconds=0.0), per_node=8)

@@ -104,20 +104,23 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 def test_two_ranks_train_what_one_trains_and_a_killed_one_changes_nothing(
     uninterrupted: tuple[Path, Manifest], inputs: Inputs, tmp_path: Path
 ) -> None:
-    """[C2] [F1] Two ranks: the same samples in every step, losses to 1e-5. Rank 1 killed with SIGKILL: the same bits.
+    """[C2] [C3] [F1] Two ranks that sum up their gradients in each of two micro-batches: the same samples in every step, losses
+    to 1e-5. Rank 1 killed with SIGKILL: the same bits.
 
     And one rank goes on from the two ranks' checkpoint of step 4, with the same samples and losses.
     """
-    whole = train(inputs, job(ranks=2), tmp_path, run="run-whole", name="whole")
+    summed = {"reduce_gradients": "each_micro_batch"}
+    two = job(ranks=2, train=summed)
+    whole = train(inputs, two, tmp_path, run="run-whole", name="whole")
     one = metrics(uninterrupted[0] / "checkpoint")
     _same(one, metrics(tmp_path / "whole"))
     killer = _Killer(at_step=3)
     shown = Shown(act=killer)
-    killed = train(inputs, job(ranks=2), tmp_path, run="run-killed", name="killed", shown=shown, group_factory=killer.factory)
+    killed = train(inputs, two, tmp_path, run="run-killed", name="killed", shown=shown, group_factory=killer.factory)
     assert killer.kills == 1 and killed.info["restarts"] == 1
     assert killed.digest == whole.digest
     shutil.rmtree(tmp_path / "run-whole" / "checkpoints" / "step-00000006")
-    train(inputs, job(ranks=1), tmp_path, run="run-whole", name="from-two-ranks")
+    train(inputs, job(train=summed), tmp_path, run="run-whole", name="from-two-ranks")
     _same(one, metrics(tmp_path / "from-two-ranks"))
 
 
@@ -215,7 +218,8 @@ def test_identity_is_what_decides_the_numbers() -> None:
     same = [job(), job(ranks=2), job(mlflow=True), job(train={"max_restarts": 0, "checkpoint_every": 5, "profile": {}})]
     assert len({identity(one) for one in same}) == 1
     others = [job(steps=7), job(train={"seed": 1}), job(data={"seed": 1}), job(sequence_length=64)]
-    assert len({identity(one) for one in [*others, job()]}) == 5
+    others += [job(train={"reduce_gradients": "each_micro_batch"})]
+    assert len({identity(one) for one in [*others, job()]}) == 6
 
 
 def test_micro_batches_of_any_size_train_the_same(uninterrupted: tuple[Path, Manifest], inputs: Inputs, tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""What the ranks of test_step.py do: gradients of several micro-batches, summed over the ranks in the last one or in each."""
+
+import gc
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from lib.config.model import ModelConfig
+from lib.config.parallel import ClusterShape, ParallelConfig
+from lib.config.train import ReduceGradients
+from lib.models.decoder import Decoder
+from lib.models.spec import DecoderSpec
+from lib.parallel.apply import shard_model
+from lib.parallel.memory_model import BatchShape, estimate_memory
+from lib.parallel.mesh import DataPlace, build_mesh
+from lib.parallel.tensor import vocabulary_part
+from lib.train.step import LossModule, MicroBatch, NextToken, accumulate_gradients
+from tests.numerics.invariance import SPECS
+from tests.numerics.rows import micro_batches, packed_rows
+
+CPU = torch.device("cpu")
+CHOICES: tuple[ReduceGradients, ...] = ("each_step", "each_micro_batch")
+NUM_TARGETS = 1000.0
+MESHES: dict[int, list[tuple[str, dict[str, int]]]] = {
+    1: [("tied", {})],
+    2: [("tied", {"tensor": 2}), ("experts", {"expert": 2})],
+    4: [("untied", {}), ("tied", {"replicate": 2})],
+}
+"""Number of ranks -> models of `SPECS`, and how they are cut."""
+
+
+class Watched(NextToken):
+    """Notes how many bytes all tensors of this process take when the second micro-batch of the second step begins: by then
+    everything else that a step makes is there already."""
+
+    def __init__(self, num_micro_batches: int) -> None:
+        self._left, self.live_bytes = num_micro_batches + 1, 0
+
+    def sums(self, module: nn.Module, micro: MicroBatch, device: torch.device) -> dict[str, torch.Tensor]:
+        if self._left == 0:
+            self.live_bytes = live_bytes()
+        self._left -= 1
+        return super().sums(module, micro, device)
+
+
+def live_bytes() -> int:
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor) and type(item) is not DTensor]
+    tensors += [item.grad for item in tensors if item.is_leaf and item.grad is not None]  # no object until it is asked for
+    return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+def everything() -> dict[str, Any]:
+    """ "model, mesh" -> see `compare`."""
+    return {f"{name} {mesh}": compare(SPECS[name], mesh) for name, mesh in MESHES[dist.get_world_size()]}
+
+
+def compare(spec: DecoderSpec, mesh: Mapping[str, int]) -> dict[str, Any]:
+    """This rank's digests of gradients: of both choices, each twice, and of the micro-batches one by one, added up in their
+    order; and the bytes that the choices differ by when the second micro-batch begins, as they are and as predicted."""
+    parallel, num_ranks = ParallelConfig(**mesh), dist.get_world_size()
+    place = DataPlace.of(dist.get_rank(), num_ranks, parallel)
+    micro = micro_batches(packed_rows()[place.rank :: place.num_ranks][:3], 1)
+    module = _module(spec, parallel)
+    found: dict[str, Any] = {}
+    held = {}
+    for choice in CHOICES:
+        watched = Watched(len(micro))
+        found[choice] = [_digest(_gradients(module, micro, choice, watched)) for _ in range(2)]
+        held[choice] = watched.live_bytes
+    added: dict[str, torch.Tensor] = {}
+    for one in micro:
+        for name, gradient in _gradients(module, [one], "each_step").items():
+            added[name] = added[name] + gradient if name in added else gradient
+    found["one by one"] = _digest(added)
+    found["freed"] = held["each_step"] - held["each_micro_batch"]
+    sizes = parallel.sizes(num_ranks)
+    found["num_pieces"] = sizes["shard"] * sizes["expert"]
+    found["predicted"] = _kept(spec, parallel, "each_step") - _kept(spec, parallel, "each_micro_batch")
+    return found
+
+
+def _kept(spec: DecoderSpec, parallel: ParallelConfig, choice: ReduceGradients) -> float:
+    """Bytes of gradients when the last micro-batch begins, by the memory model; in a step that is long for its weights."""
+    batch = BatchShape(rows=1, sequence_length=1 << 16, micro_batches=2, reduced=choice)
+    sizes = parallel.sizes(dist.get_world_size())
+    return estimate_memory(spec, ModelConfig(compute_dtype="float32"), sizes, batch, on_gpu=True).gradients
+
+
+def _module(spec: DecoderSpec, parallel: ParallelConfig) -> LossModule:
+    module = LossModule(Decoder(spec), chunk_tokens=16)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter.shape[-1])
+    shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=dist.get_world_size(), threads_per_rank=1)
+    mesh = build_mesh(shape, parallel)
+    shard_model(module, mesh, ModelConfig(compute_dtype="float32"))
+    module.vocabulary = vocabulary_part(mesh, spec.vocab_size)
+    return module
+
+
+def _gradients(
+    module: LossModule, micro: Sequence[MicroBatch], choice: ReduceGradients, objective: NextToken | None = None
+) -> dict[str, torch.Tensor]:
+    """This rank's pieces."""
+    module.zero_grad(set_to_none=True)
+    accumulate_gradients(module, micro, objective or NextToken(), divisors={"loss": NUM_TARGETS}, device=CPU, reduced=choice)
+    found = {}
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        found[name] = parameter.grad.to_local().clone()
+    return found
+
+
+def _digest(gradients: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for gradient in gradients.values():
+        digest.update(gradient.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,46 @@
+"""When ranks sum up their gradients changes what a rank holds, and rounding; it is one order of summing, always the same.
+
+That both choices give the gradients of one process is in tests/numerics/test_invariance.py.
+"""
+
+from typing import Any
+
+import pytest
+
+from tests.lib.parallel.ranks import run_here, run_ranks
+from tests.lib.train.step_work import CHOICES, MESHES, everything
+
+KEYS = [(num_ranks, f"{name} {mesh}") for num_ranks, meshes in MESHES.items() for name, mesh in meshes]
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[int, list[dict[str, Any]]]:
+    """Number of ranks -> what each of them found."""
+    return {count: [run_here(everything)] if count == 1 else run_ranks(everything, count) for count in MESHES}
+
+
+@pytest.mark.parametrize(("num_ranks", "key"), KEYS)
+def test_gradients_are_summed_in_one_order(num_ranks: int, key: str, results: dict[int, list[dict[str, Any]]]) -> None:
+    """[C3] The same bits every time. Summed up each time they are, to the bit, those of the micro-batches one by one, each
+    over all ranks, added up in their order; on copies of the model, where copies are summed up last, and on one rank, where
+    there is nothing to sum over, both choices are what the ranks' or the copy's own sum is."""
+    for rank in results[num_ranks]:
+        found = rank[key]
+        for choice in CHOICES:
+            assert len(set(found[choice])) == 1
+        if "replicate" not in key:
+            assert found["each_micro_batch"][0] == found["one by one"]
+    if num_ranks == 1:
+        assert found["each_step"] == found["each_micro_batch"]
+
+
+@pytest.mark.parametrize(("num_ranks", "key"), KEYS)
+def test_summed_up_each_time_a_rank_holds_its_pieces(
+    num_ranks: int, key: str, results: dict[int, list[dict[str, Any]]]
+) -> None:
+    """What the choice frees, in bytes of live tensors when the second micro-batch begins, is what the memory model says: the
+    difference of whole gradients and a rank's pieces of them, which is nothing where a rank has all pieces."""
+    for rank in results[num_ranks]:
+        found = rank[key]
+        assert found["freed"] == found["predicted"]
+        assert (found["predicted"] > 0) == (found["num_pieces"] > 1)
