@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib.cluster.local import LocalGroup
 from lib.core.artifact import link_or_copy, read_manifest, stage_artifact, verify
 from lib.core.errors import ConfigError, DataError, InfraError, ModelError, NonFiniteLossError, RunInUseError
 from lib.core.examples import Conversation
@@ -25,6 +23,7 @@ from lib.train.lock import run_lock
 from lib.train.meters import read_rows
 from lib.train.run import run_identity
 from tests.lib.recipes.conftest import Inputs, Shown, job, metrics, train
+from tests.lib.recipes.signalled import KilledWorker, group_of
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +104,7 @@ def test_two_ranks_train_what_one_trains_and_a_killed_one_changes_nothing(
     uninterrupted: tuple[Path, Manifest], inputs: Inputs, tmp_path: Path
 ) -> None:
     """[C2] [C3] [F1] Two ranks that sum up their gradients in each of two micro-batches: the same samples in every step, losses
-    to 1e-5. Rank 1 killed with SIGKILL: the same bits.
+    to 1e-5. Rank 1 killed with SIGKILL while it saves: the same bits.
 
     And one rank goes on from the two ranks' checkpoint of step 4, with the same samples and losses.
     """
@@ -114,10 +113,8 @@ def test_two_ranks_train_what_one_trains_and_a_killed_one_changes_nothing(
     whole = train(inputs, two, tmp_path, run="run-whole", name="whole")
     one = metrics(uninterrupted[0] / "checkpoint")
     _same(one, metrics(tmp_path / "whole"))
-    killer = _Killer(at_step=3)
-    shown = Shown(act=killer)
-    killed = train(inputs, two, tmp_path, run="run-killed", name="killed", shown=shown, group_factory=killer.factory)
-    assert killer.kills == 1 and killed.info["restarts"] == 1
+    killed = train(inputs, two, tmp_path, run="run-killed", name="killed", group_factory=group_of(KilledWorker))
+    assert killed.info["restarts"] == 1
     assert killed.digest == whole.digest
     shutil.rmtree(tmp_path / "run-whole" / "checkpoints" / "step-00000006")
     train(inputs, job(train=summed), tmp_path, run="run-whole", name="from-two-ranks")
@@ -130,25 +127,6 @@ def _same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
         assert same["loss"] == pytest.approx(row["loss"], abs=1e-5)
         assert same["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
         assert same["learning_rate"] == row["learning_rate"]
-
-
-class _Killer:
-    """Sends SIGKILL to the last rank when a step is reported for the first time."""
-
-    def __init__(self, at_step: int) -> None:
-        self.at_step, self.kills = at_step, 0
-        self.group: LocalGroup | None = None
-
-    def factory(self, *args: object, **kwargs: object) -> LocalGroup:
-        self.group = LocalGroup(*args, **kwargs)  # type: ignore[arg-type]
-        return self.group
-
-    def __call__(self, count: int) -> None:
-        if count >= self.at_step and not self.kills:
-            assert self.group is not None
-            self.kills += 1
-            pid = self.group._watch._identity[1]["pid"]
-            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_is_updated(inputs: Inputs, tmp_path: Path) -> None:
