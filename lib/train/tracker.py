@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +23,14 @@ from lib.core.paths import home, safe_name
 from lib.train.meters import read_rows
 
 RUN_NAME, STEPS_NAME, OUTCOME_NAME, DELIVERED_NAME = "run.json", "steps.jsonl", "outcome.json", "delivered.json"
+FAILING_NAME = "failing"
+"""There while the last attempt to deliver has failed."""
 _TRACKED = (
     *("loss", "grad_norm", "learning_rate", "num_targets"),
     *("seconds", "tokens_per_second", "mfu", "slowest_rank", "slowest_over_mean"),
 )
 _MAX_VALUE_CHARS = 6000
+_POLL_SECONDS = 0.05
 _LOGGER = logging.getLogger(__name__)
 
 Outcome = Literal["FINISHED", "FAILED"]
@@ -50,7 +53,8 @@ class Spool:
         if (self.folder / DELIVERED_NAME).exists():  # the last start of this run is over and on the server
             (self.folder / STEPS_NAME).unlink(missing_ok=True)
             (self.folder / DELIVERED_NAME).unlink()
-        (self.folder / OUTCOME_NAME).unlink(missing_ok=True)
+        for name in (OUTCOME_NAME, FAILING_NAME):
+            (self.folder / name).unlink(missing_ok=True)
         short = {key: _short(value) for key, value in params.items()}
         run = {"experiment": experiment, "identity": identity, "params": short, "tags": dict(tags)}
         _replace(self.folder / RUN_NAME, canonical_json(run))
@@ -86,11 +90,13 @@ class Tracker:
         """Ends when the run's outcome is delivered, or soon after this process is gone."""
 
     def close(self, outcome: Outcome, *, wait_seconds: float = 60.0) -> str | None:
-        """End the run and wait that long for the delivery; returns MLflow's run id, None if it couldn't be delivered yet."""
+        """End the run and wait that long for the delivery, not at all for a server that doesn't take anything; returns MLflow's
+        run id, None if it couldn't be delivered yet."""
         self._spool.end(outcome)
-        with suppress(subprocess.TimeoutExpired):
-            self.delivery.wait(wait_seconds)
-        delivered = self._spool.folder / DELIVERED_NAME
+        failing, delivered = (self._spool.folder / name for name in (FAILING_NAME, DELIVERED_NAME))
+        deadline = time.monotonic() + wait_seconds
+        while self.delivery.poll() is None and not failing.exists() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
         if not delivered.exists():
             _LOGGER.warning("MLflow can't be reached; the metrics wait in %s for the next run", self._spool.folder)
             return None

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from lib.core.manifest import Json, canonical_json
 from lib.core.paths import home, mlflow_uri
 from lib.train.meters import read_rows
-from lib.train.tracker import DELIVERED_NAME, OUTCOME_NAME, RUN_NAME, STEPS_NAME, spool_root
+from lib.train.tracker import DELIVERED_NAME, FAILING_NAME, OUTCOME_NAME, RUN_NAME, STEPS_NAME, spool_root
 
 IDENTITY_TAG = "postflyte.run_identity"
 ATTEMPTS_TAG = "postflyte.attempts"
@@ -42,7 +42,7 @@ def deliver_while_running(folder: Path, driver_pid: int) -> None:
         failures = 0
         while True:
             driver_is_gone = os.getppid() != driver_pid
-            if _try(delivery):
+            if _try(delivery, folder):
                 failures, pause = 0, _POLL_SECONDS
             else:
                 failures, pause = failures + 1, _RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)]
@@ -55,7 +55,7 @@ def deliver_while_running(folder: Path, driver_pid: int) -> None:
         if (left / OUTCOME_NAME).exists() and not (left / DELIVERED_NAME).exists():
             with (left / ".delivery").open("w") as lock, suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _try(_Delivery(left))
+                _try(_Delivery(left), left)
 
 
 class _Delivery:
@@ -140,12 +140,14 @@ def _once(send: Callable[[MlflowClient], None], what: str) -> bool:
     return True
 
 
-def _try(delivery: _Delivery) -> bool:
+def _try(delivery: _Delivery, folder: Path) -> bool:
     try:
         delivery.deliver()
     except Exception as error:  # noqa: BLE001 - whatever a server or its client comes up with, the spool waits
         _LOGGER.warning("MLflow at %s: %s; trying again", mlflow_uri(), error)
+        (folder / FAILING_NAME).touch()
         return False
+    (folder / FAILING_NAME).unlink(missing_ok=True)
     return True
 
 

@@ -181,6 +181,8 @@ def _differences(case: Case, mesh: DeviceMesh, place: DataPlace) -> dict[str, fl
     report = train_step(still, micro, counts, step=1, learning_rate=0.0, max_grad_norm=math.inf, device=CPU)
     found = _gradients(module)
     assert counts.num_parts_written == dist.get_world_size()
+    assert counts.num_attention_products == flops.attention_products(case.lengths)
+    assert counts.num_documents == len(case.lengths)
     assert sorted(report.sample_ids) == sorted(document.sample_id for document in documents)
     if dist.get_rank():
         return {}

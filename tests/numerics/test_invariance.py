@@ -27,7 +27,7 @@ def _broken(cases: dict[str, Case], num_ranks: int) -> dict[str, list[str]]:
 def test_any_cut_of_a_step_is_one_step(num_ranks: int) -> None:
     """[C1, C2, C4, C10, B7, B9] What a step reports is what one process computes over all documents: loss and accuracy to
     1e-6, gradients and their norm to 1e-5 in float32 and 1e-10 in float64; on ranks with as few as 10 of 1,000 targets, with
-    no targets, and with no documents at all."""
+    no targets, and with no documents at all. What MFU is made of, documents and pairs of tokens, is counted once."""
     cases = {str(random_case(number)): random_case(number) for number in RANDOM_CASES[num_ranks]}
     named = {1: {}, 2: {"ragged": RAGGED}, 4: NAMED_CASES}
     assert _broken(cases | named[num_ranks], num_ranks) == {}

@@ -15,18 +15,20 @@ from lib.config.model import ModelConfig
 from lib.config.parallel import ClusterShape, ParallelConfig
 from lib.config.train import ReduceGradients
 from lib.models.decoder import Decoder
+from lib.models.flops import FlopCounter
 from lib.models.spec import DecoderSpec
 from lib.parallel.apply import shard_model
+from lib.parallel.load import whole
 from lib.parallel.memory_model import BatchShape, estimate_memory
 from lib.parallel.mesh import DataPlace, build_mesh
 from lib.parallel.tensor import vocabulary_part
-from lib.train.step import LossModule, MicroBatch, NextToken, accumulate_gradients
+from lib.train.step import LossModule, MicroBatch, NextToken, Training, accumulate_gradients, count_step, train_step
 from tests.numerics.invariance import SPECS
 from tests.numerics.rows import micro_batches, packed_rows
 
 CPU = torch.device("cpu")
 CHOICES: tuple[ReduceGradients, ...] = ("each_step", "each_micro_batch")
-NUM_TARGETS = 1000.0
+NUM_TARGETS, NUM_STEPS = 1000.0, 5
 MESHES: dict[int, list[tuple[str, dict[str, int]]]] = {
     1: [("tied", {})],
     2: [("tied", {"tensor": 2}), ("experts", {"expert": 2})],
@@ -57,8 +59,9 @@ def live_bytes() -> int:
 
 
 def everything() -> dict[str, Any]:
-    """ "model, mesh" -> see `compare`."""
-    return {f"{name} {mesh}": compare(SPECS[name], mesh) for name, mesh in MESHES[dist.get_world_size()]}
+    """Of each model and mesh, see `compare` and `train`."""
+    meshes = MESHES[dist.get_world_size()]
+    return {f"{name} {mesh}": compare(SPECS[name], mesh) | {"apart": train(SPECS[name], mesh)} for name, mesh in meshes}
 
 
 def compare(spec: DecoderSpec, mesh: Mapping[str, int]) -> dict[str, Any]:
@@ -86,6 +89,25 @@ def compare(spec: DecoderSpec, mesh: Mapping[str, int]) -> dict[str, Any]:
     return found
 
 
+def train(spec: DecoderSpec, mesh: Mapping[str, int]) -> float:
+    """Greatest difference that five clipped updates in float64, gradients summed up in each micro-batch, leave between the
+    weights of the ranks together and those of a plain module that each rank trains on all rows by itself."""
+    place = DataPlace.of(dist.get_rank(), dist.get_world_size(), ParallelConfig(**mesh))
+    ours, plain = _module(spec, ParallelConfig(**mesh), torch.float64), _module(spec, None, torch.float64)
+    for module, rows, counted in (
+        (ours, packed_rows()[place.rank :: place.num_ranks], place.is_first),
+        (plain, packed_rows(), dist.get_rank() == 0),
+    ):
+        micro, optimizer = micro_batches(rows, 1), torch.optim.AdamW(module.parameters())
+        training = Training(module, optimizer, NextToken(), FlopCounter(spec), "each_micro_batch")
+        for step in range(1, NUM_STEPS + 1):
+            counts = count_step(micro, NextToken(), training.flops, part_written=False, counted=counted)
+            train_step(training, micro, counts, step=step, learning_rate=1e-2, max_grad_norm=0.5, device=CPU)
+    pairs = zip(ours.named_parameters(), plain.named_parameters(), strict=True)
+    assert spec.tied == ("decoder.head.weight" not in dict(ours.named_parameters()))
+    return max(float((whole(found) - expected).abs().max()) for (_, found), (_, expected) in pairs)
+
+
 def _kept(spec: DecoderSpec, parallel: ParallelConfig, choice: ReduceGradients) -> float:
     """Bytes of gradients when the last micro-batch begins, by the memory model; in a step that is long for its weights."""
     batch = BatchShape(rows=1, sequence_length=1 << 16, micro_batches=2, reduced=choice)
@@ -93,15 +115,18 @@ def _kept(spec: DecoderSpec, parallel: ParallelConfig, choice: ReduceGradients) 
     return estimate_memory(spec, ModelConfig(compute_dtype="float32"), sizes, batch, on_gpu=True).gradients
 
 
-def _module(spec: DecoderSpec, parallel: ParallelConfig) -> LossModule:
-    module = LossModule(Decoder(spec), chunk_tokens=16)
+def _module(spec: DecoderSpec, parallel: ParallelConfig | None, dtype: torch.dtype = torch.float32) -> LossModule:
+    """The same weights every time; on no mesh a plain module."""
+    module = LossModule(Decoder(spec), chunk_tokens=16).to(dtype)
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter.shape[-1])
-    shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=dist.get_world_size(), threads_per_rank=1)
-    mesh = build_mesh(shape, parallel)
-    shard_model(module, mesh, ModelConfig(compute_dtype="float32"))
-    module.vocabulary = vocabulary_part(mesh, spec.vocab_size)
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / math.sqrt(parameter.shape[-1])
+        parameter.data = drawn.to(dtype)
+    if parallel is not None:
+        shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=dist.get_world_size(), threads_per_rank=1)
+        mesh, name = build_mesh(shape, parallel), str(dtype).removeprefix("torch.")
+        shard_model(module, mesh, ModelConfig().model_copy(update={"compute_dtype": name}))
+        module.vocabulary = vocabulary_part(mesh, spec.vocab_size)
     return module
 
 

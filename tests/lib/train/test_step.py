@@ -44,3 +44,10 @@ def test_summed_up_each_time_a_rank_holds_its_pieces(
         found = rank[key]
         assert found["freed"] == found["predicted"]
         assert (found["predicted"] > 0) == (found["num_pieces"] > 1)
+
+
+@pytest.mark.parametrize(("num_ranks", "key"), KEYS)
+def test_steps_on_ranks_are_steps_alone(num_ranks: int, key: str, results: dict[int, list[dict[str, Any]]]) -> None:
+    """[C1] [C2] [E8] Eight rows with 1 to 60 targets, one in a micro-batch: after five clipped updates in float64 the weights
+    of the ranks together are those of a plain module to 1e-9. Where the head is the embedding it has no weight of its own."""
+    assert max(rank[key]["apart"] for rank in results[num_ranks]) <= 1e-9

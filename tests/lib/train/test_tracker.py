@@ -57,6 +57,19 @@ def test_a_server_that_never_answers_costs_nothing(fresh_home: Path, monkeypatch
     assert len((folder / "steps.jsonl").read_text().splitlines()) == 1000 and (folder / OUTCOME_NAME).exists()
 
 
+@pytest.mark.timeout(300)
+def test_a_run_does_not_wait_at_its_end_for_a_server_that_is_down(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[K3] Nobody listens at the address: a run that would wait 600 s for its delivery ends once that has failed."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{gone.getsockname()[1]}")
+    tracker = Tracker(_spool("run-e"))
+    tracker.log(1, {"loss": 1.0})
+    assert tracker.close("FINISHED", wait_seconds=600.0) is None
+    tracker.delivery.kill()
+    tracker.delivery.wait()
+    assert (fresh_home / "tracking" / "run-e" / "steps.jsonl").read_text().count("\n") == 1
+
+
 def test_a_spool_goes_on_after_a_kill(fresh_home: Path) -> None:
     """[K2] A last line that was cut short is dropped and its step logged again; whole ones aren't."""
     first = _spool("run-c")

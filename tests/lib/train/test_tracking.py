@@ -1,6 +1,10 @@
 """Laws of what reaches MLflow: one point a step, nothing but finite numbers, and what is late is delivered later."""
 
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -81,6 +85,24 @@ def test_a_run_killed_and_resumed_goes_on_with_one_point_a_step(home: Path) -> N
     assert run.data.tags["lineage.model"] == "abc"
 
 
+def test_ten_starts_of_a_run_are_one_run(home: Path) -> None:
+    """[K1] [K2] Ten starts that are each killed in the step after their last, every other one with another beta, and each
+    begins with the step before: one MLflow run with one point a step, its parameters the first start's, what changed in tags.
+    """
+    for start in range(1, 11):
+        spool = _spool("run-f", **({"optim.beta1": start / 100} if start % 2 == 0 else {}))
+        for step in (start - 1, start) if start > 1 else (start,):
+            spool.log(step, {"loss": 1.0 / step})
+        if start == 10:
+            spool.end("FINISHED")
+        deliver_while_running(spool.folder, _DEAD)
+    run = MlflowClient(mlflow_uri()).get_run(_run_id("run-f"))
+    assert run.info.status == "FINISHED" and run.data.params == {"optim.beta1": "0.9", "job.steps": "4"}
+    assert _steps(run.info.run_id) == list(range(1, 11))
+    changed = {tag: value for tag, value in run.data.tags.items() if tag.startswith("attempt_")}
+    assert changed == {f"attempt_{start}.optim.beta1": str(start / 100) for start in range(2, 11, 2)}
+
+
 def test_a_run_that_finished_and_is_run_again_is_a_new_run(home: Path) -> None:
     for _ in range(2):
         spool = _spool("run-again")
@@ -105,25 +127,59 @@ def test_only_finite_values_and_bounded_parameters(home: Path) -> None:
     assert 5900 < len(run.data.params["long"]) <= 6000 and "sha256" in run.data.params["long"]
 
 
+class _Failing(BaseHTTPRequestHandler):
+    """Answers everything with 500."""
+
+    def do_GET(self) -> None:
+        self.send_error(500)
+
+    do_POST = do_PATCH = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def _broken_server(kind: str) -> Iterator[str]:
+    """Address of a server that accepts and never answers, answers with errors, or isn't there."""
+    if kind == "failing":
+        with HTTPServer(("127.0.0.1", 0), _Failing) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                yield f"http://127.0.0.1:{server.server_port}"
+            finally:
+                server.shutdown()
+                thread.join()
+        return
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if kind == "silent":
+            yield address
+    if kind == "gone":
+        yield address
+
+
+@pytest.mark.parametrize("kind", ["silent", "failing", "gone"])
 def test_what_an_outage_kept_back_is_delivered_beside_the_next_run(
-    home: Path, monkeypatch: pytest.MonkeyPatch, database: str
+    kind: str, home: Path, monkeypatch: pytest.MonkeyPatch, database: str
 ) -> None:
-    """[K3] The server accepts connections and never answers; a later run finds another that does."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+    """[K3] While the server is down nothing is lost, and nobody hears of it but the log; a later run finds one that answers."""
+    with _broken_server(kind) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        late = _spool("run-c")
+        late = _spool(f"run-{kind}")
         for step in range(1, 1501):
             late.log(step, {"loss": 1.0 / step})
         late.end("FINISHED")
         deliver_while_running(late.folder, _DEAD)
         assert log_evaluation("0" * 32, {"accuracy": 1.0}) is False
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
-    other = _spool("run-d")
+    other = _spool(f"run-after-{kind}")
     other.end("FINISHED")
     deliver_while_running(other.folder, _DEAD)
-    assert _steps(_run_id("run-c")) == list(range(1, 1501))
+    assert _steps(_run_id(f"run-{kind}")) == list(range(1, 1501))
 
 
 def test_results_and_files_join_a_run_that_has_ended(home: Path) -> None:
