@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from flytekit import Deck, dynamic, task
 
-from lib.config.evaluation import HeadsEvalConfig
+from lib.config.evaluation import HeadsEvalConfig, HeadsEvalJob
 from lib.config.parallel import ClusterShape
 from tasks.artifacts import Checkpoint, Dataset, HeadsReport, HeadsReportFolder, ModelArtifact, Report, ReportFolder
 from tasks.cache import CACHED
@@ -35,21 +35,22 @@ else:
     task_config=ray_job(ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=1, threads_per_rank=1)),
 )
 @retry_infrastructure
-def score_heads_on_ray(model: ModelArtifact, data: Dataset, config: HeadsEvalConfig) -> HeadsReport:
+def score_heads_on_ray(model: ModelArtifact, data: Dataset, job: HeadsEvalJob, config: HeadsEvalConfig) -> HeadsReport:
     """The loss of every head on held-out rows, and how often it is right."""
     report = HeadsReportFolder.create()
     with report.write() as staged, bar("score", "rows") as shown:
         staged.lineage.update(model=model.digest, data=data.digest)
-        parts = (model.open(), data.open(), config)
+        parts = (model.open(), data.open(), job, config)
         scores = evaluate_heads.run_heads_evaluation(*parts, group_factory=ray_backend.RayGroup, progress=shown.reach)
         heads.write_heads_report(scores, staged)
     return report
 
 
 @dynamic(cache=CACHED, container_image=CPU_IMAGE, requests=SMALL, retries=RETRIES)
-def score_heads(model: ModelArtifact, data: Dataset, config: HeadsEvalConfig) -> HeadsReport:
-    """Size the cluster from the configuration; an override in a static workflow would be lost."""
-    return score_heads_on_ray(model=model, data=data, config=config).with_overrides(**placed(config.shape))
+def score_heads(model: ModelArtifact, data: Dataset, job: HeadsEvalJob, config: HeadsEvalConfig) -> HeadsReport:
+    """Size the cluster from the job; an override in a static workflow would be lost."""
+    parts = {"model": model, "data": data, "job": job, "config": config}
+    return score_heads_on_ray(**parts).with_overrides(**placed(job.shape))
 
 
 @task(cache=CACHED, container_image=CPU_IMAGE, requests=MEDIUM, retries=RETRIES, timeout=SHORT, enable_deck=True)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flytekit import dynamic, task
 
-from lib.config.evaluation import HeadsEvalConfig
+from lib.config.evaluation import HeadsEvalJob
 from lib.config.parallel import ClusterShape
 from lib.config.recipes import HeadsJob, HeadsRecipeConfig
 from lib.config.rows import RowsConfig
@@ -36,7 +36,7 @@ class CheckedHeads(NamedTuple):
     job: HeadsJob
     train_rows: RowsConfig
     eval_rows: RowsConfig
-    scoring: HeadsEvalConfig
+    scoring: HeadsEvalJob
 
 
 @task(cache=CACHED, container_image=CPU_IMAGE, requests=SMALL, retries=RETRIES)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from flytekit import workflow
 
+from lib.config.evaluation import HeadsEvalConfig
 from lib.config.recipes import HeadsRecipeConfig
 from lib.config.rows import RowsConfig
 from lib.config.vocabulary import VocabularyConfig
@@ -18,7 +19,7 @@ from tasks.sources import ModelSource, RawData
 from tasks.train_heads import check_heads_job, train_heads
 from workflows.ingest import ROWS, ingest
 
-NO_TOKENS = VocabularyConfig()
+DEFAULT_EVALUATION, NO_TOKENS = HeadsEvalConfig(), VocabularyConfig()
 
 
 class HeadsOutputs(NamedTuple):
@@ -42,6 +43,7 @@ def heads(  # noqa: PLR0913 - a workflow's inputs are its form in the console
     gpus_per_node: int = 0,
     train_rows: RowsConfig = ROWS,
     eval_rows: RowsConfig = ROWS,
+    evaluation: HeadsEvalConfig = DEFAULT_EVALUATION,
     vocabulary: VocabularyConfig = NO_TOKENS,
 ) -> HeadsOutputs:
     """Train outputs beside or in place of the next token, and compare them with those that training began with.
@@ -58,6 +60,7 @@ def heads(  # noqa: PLR0913 - a workflow's inputs are its form in the console
         gpus_per_node: GPUs on each; 0 trains on CPU.
         train_rows: how the rows of `train_data` are read.
         eval_rows: how those of `eval_data` are read.
+        evaluation: how many rows the heads are scored on.
         vocabulary: tokens that the model gets before it is trained.
     """
     size = {"steps": steps, "sequence_length": sequence_length, "nodes": nodes, "gpus_per_node": gpus_per_node}
@@ -67,9 +70,9 @@ def heads(  # noqa: PLR0913 - a workflow's inputs are its form in the console
     held_out = ingest(source=eval_data, config=checked.eval_rows)
     prepared = prepare_model(source=stamp_model(source=model), vocabulary=vocabulary)
     proof = verify_model(model=prepared)
-    before = score_heads(model=prepared, data=held_out, config=checked.scoring)
+    before = score_heads(model=prepared, data=held_out, job=checked.scoring, config=evaluation)
     checkpoint = train_heads(model=prepared, data=rows, report=proof, job=checked.job)
     trained = export_model(checkpoint=checkpoint)
-    after = score_heads(model=trained, data=held_out, config=checked.scoring)
+    after = score_heads(model=trained, data=held_out, job=checked.scoring, config=evaluation)
     report = summarize_heads(checkpoint=checkpoint, before=before, after=after)
     return HeadsOutputs(model=trained, checkpoint=checkpoint, report=report)

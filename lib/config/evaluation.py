@@ -15,15 +15,20 @@ def _as_tuple(value: Any) -> Any:
 
 
 class HeadsEvalConfig(Frozen):
-    """Scoring of output heads, as `config` of a training of them has it."""
+    """Scoring of output heads, as far as a training of them doesn't say it."""
+
+    max_rows: int = Field(default=4096, ge=1)
+    """Rows of the evaluation set that are used, from its start."""
+
+
+class HeadsEvalJob(Frozen):
+    """Output heads as a training of them has it."""
 
     heads: Annotated[tuple[HeadConfig, ...], BeforeValidator(_as_tuple)] = Field(min_length=1, max_length=256)
     chat: ChatConfig
     """As the model was trained."""
     seed: int = Field(ge=0)
     """Of heads that the model lacks."""
-    max_rows: int = Field(ge=1)
-    """Rows of the evaluation set that are used, from its start."""
     shape: ClusterShape
     """Ranks that share the rows."""
 

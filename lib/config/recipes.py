@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lib.config.base import Frozen, Number
 from lib.config.data import DataConfig
-from lib.config.evaluation import HeadsEvalConfig
+from lib.config.evaluation import HeadsEvalJob
 from lib.config.heads import HeadConfig, HeadsConfig
 from lib.config.model import ModelConfig
 from lib.config.optim import OptimConfig
@@ -40,8 +40,6 @@ class HeadsRecipeConfig(RecipeConfig):
 
     heads: Annotated[tuple[HeadConfig, ...], BeforeValidator(_as_tuple)] = Field(min_length=1, max_length=256)
     """What the model puts out, and how each output is trained."""
-    eval_rows: int = Field(default=4096, ge=1)
-    """Rows of the evaluation set that are scored, the first ones."""
 
     @property
     def outputs(self) -> HeadsConfig:
@@ -134,9 +132,7 @@ class HeadsJob(TrainJob):
     config: HeadsRecipeConfig
 
     @property
-    def scoring(self) -> HeadsEvalConfig:
-        """How the heads are scored, on as many ranks as train them."""
+    def scoring(self) -> HeadsEvalJob:
+        """What is scored, on as many ranks as train it."""
         config = self.config
-        return HeadsEvalConfig(
-            heads=config.heads, chat=config.data.chat, seed=config.train.seed, max_rows=config.eval_rows, shape=self.shape
-        )
+        return HeadsEvalJob(heads=config.heads, chat=config.data.chat, seed=config.train.seed, shape=self.shape)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lib.cluster.group import Deadlines, Event, GroupFactory, Worker, dispatch
-from lib.config.evaluation import HeadsEvalConfig
+from lib.config.evaluation import HeadsEvalConfig, HeadsEvalJob
 from lib.core.errors import DataError
 from lib.core.examples import Completion, Conversation
 from lib.core.manifest import Json
@@ -38,22 +38,22 @@ class HeadsEvalWorker(Worker):
 
     @dispatch(merge="sum", events="all")
     @torch.no_grad()
-    def measure(self, config_values: Json, model_dir: Path, data_dir: Path) -> dict[str, float]:
-        """Sums over this rank's rows: those of the objective as "sum/<name>", what divides them as "divisor/<name>", and
-        "rows", "tokens" and "targets" of the next token. A row with a sum that isn't finite is in none of these, but counted as
-        "not_finite". Rows done are events {"finished": n}."""
-        config = HeadsEvalConfig.parse(config_values, where="config")
-        encoder, objective = ChatEncoder.of(Tokenizer.load(model_dir), config.chat), HeadsObjective(config.outputs)
+    def measure(self, job_values: Json, max_rows: int, model_dir: Path, data_dir: Path) -> dict[str, float]:
+        """Sums over this rank's share of the first `max_rows` rows: those of the objective as "sum/<name>", what divides them
+        as "divisor/<name>", and "rows", "tokens" and "targets" of the next token. A row with a sum that isn't finite is in none
+        of these, but counted as "not_finite". Rows done are events {"finished": n}."""
+        job = HeadsEvalJob.parse(job_values, where="job")
+        encoder, objective = ChatEncoder.of(Tokenizer.load(model_dir), job.chat), HeadsObjective(job.outputs)
         device = torch.device(self.info.device)
         _, spec = read_spec(model_dir)
         with torch.device("meta"):
-            module = HeadsLossModule(HeadedDecoder(spec, config.outputs), CHUNK_TOKENS)
+            module = HeadsLossModule(HeadedDecoder(spec, job.outputs), CHUNK_TOKENS)
         load_sharded(module, model_dir, device)
-        load_heads(module, model_dir, seed=config.seed)
-        found = Counter({f"{kind}/{head.name}": 0.0 for head in config.outputs.heads for kind in ("sum", "divisor")})
+        load_heads(module, model_dir, seed=job.seed)
+        found = Counter({f"{kind}/{head.name}": 0.0 for head in job.outputs.heads for kind in ("sum", "divisor")})
 
         def add(pack: PackedRow) -> None:
-            micro = heads_micro_batch([pack], pack.num_tokens, encoder.tokenizer.pad_id, config.outputs)
+            micro = heads_micro_batch([pack], pack.num_tokens, encoder.tokenizer.pad_id, job.outputs)
             sums = {f"sum/{name}": value.item() for name, value in objective.sums(module, micro, device).items()}
             if not all(map(math.isfinite, sums.values())):  # one document's, which spoils its neighbours: see lib/evals/loss.py
                 if len(pack.documents) == 1:
@@ -66,16 +66,16 @@ class HeadsEvalWorker(Worker):
             found.update({f"divisor/{name}": value for name, value in objective.divisors(micro).items()})
             found.update(rows=len(pack.documents), tokens=pack.num_tokens, targets=micro.batch.num_targets)
 
-        for pack in packs(self._documents(config, encoder, data_dir, longest=spec.max_positions), TOKENS_PER_PACK):
+        for pack in packs(self._documents(encoder, data_dir, max_rows, longest=spec.max_positions), TOKENS_PER_PACK):
             add(pack)
             self.emit({"finished": len(pack.documents)})
         return dict(found)
 
-    def _documents(self, config: HeadsEvalConfig, encoder: ChatEncoder, data_dir: Path, *, longest: int) -> list[Document]:
+    def _documents(self, encoder: ChatEncoder, data_dir: Path, max_rows: int, *, longest: int) -> list[Document]:
         kind = labelled_kind(data_dir)
         source = open_examples(data_dir, TYPE_OF[kind], kind=kind)
         rows = (row.example for split in range(source.num_splits) for row in source.read(split))
-        mine: list[Conversation | Completion] = list(islice(rows, self.info.rank, config.max_rows, self.info.num_ranks))
+        mine: list[Conversation | Completion] = list(islice(rows, self.info.rank, max_rows, self.info.num_ranks))
         documents = list(encoding_of(encoder, {OWN_DATA: source}, kind).encode(mine)) if mine else []
         for row, document in zip(mine, documents):
             if len(document.token_ids) > longest:
@@ -85,7 +85,13 @@ class HeadsEvalWorker(Worker):
 
 
 def run_heads_evaluation(
-    model_dir: Path, data_dir: Path, config: HeadsEvalConfig, *, group_factory: GroupFactory, progress: Callable[[int], None]
+    model_dir: Path,
+    data_dir: Path,
+    job: HeadsEvalJob,
+    config: HeadsEvalConfig,
+    *,
+    group_factory: GroupFactory,
+    progress: Callable[[int], None],
 ) -> HeadsReport:
     """Score a model artifact on the first `config.max_rows` rows of a data-set artifact. Heads that the model lacks are as a
     training would begin with them.
@@ -94,7 +100,7 @@ def run_heads_evaluation(
         progress: called with the number of rows done.
     Raises:
         DataError: a row's labels don't fit the heads, or it is too long; names the row.
-        ModelError: the model has a head that the configuration lacks, or has for other outputs.
+        ModelError: the model has a head that the job lacks, or has for other outputs.
         WorkerDiedError: a rank died.
     """
     done = 0
@@ -104,15 +110,15 @@ def run_heads_evaluation(
         done += sum(event["finished"] for event in events)
         progress(done)
 
-    env = cpu_environment(config.shape.threads_per_rank)
-    with group_factory(HeadsEvalWorker, config.shape, env=env, deadlines=Deadlines(), process_group=False) as group:
-        arguments = (config.model_dump(mode="json"), model_dir, data_dir)
+    env = cpu_environment(job.shape.threads_per_rank)
+    with group_factory(HeadsEvalWorker, job.shape, env=env, deadlines=Deadlines(), process_group=False) as group:
+        arguments = (job.model_dump(mode="json"), config.max_rows, model_dir, data_dir)
         found = Counter(group.call("measure", *arguments, deadline_seconds=DEADLINE_SECONDS, on_events=hear))
     sums, divisors = (
         {name.partition("/")[2]: value for name, value in found.items() if name.startswith(kind)}
         for kind in ("sum/", "divisor/")
     )
-    figures = HeadsObjective(config.outputs).figures(sums, divisors, num_targets=int(found["targets"]))
+    figures = HeadsObjective(job.outputs).figures(sums, divisors, num_targets=int(found["targets"]))
     scores = tuple(
         HeadScore(
             name=head.name,
@@ -120,8 +126,8 @@ def run_heads_evaluation(
             num_targets=figures[f"targets/{head.name}"],
             accuracy=figures.get(f"accuracy/{head.name}"),
         )
-        for head in config.heads
+        for head in job.heads
     )
-    loss = HeadsObjective(config.outputs).loss(sums, divisors)
+    loss = HeadsObjective(job.outputs).loss(sums, divisors)
     counts = {f"num_{name}": int(found[name]) for name in ("rows", "tokens", "not_finite")}
     return HeadsReport(loss=loss, heads=scores, **counts)

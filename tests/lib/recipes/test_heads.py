@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lib.cluster.group import RankInfo
 from lib.cluster.local import LocalGroup
+from lib.config.evaluation import HeadsEvalConfig
 from lib.config.recipes import HeadsJob
 from lib.config.rows import RowsConfig
 from lib.core.artifact import read_manifest, stage_artifact
@@ -100,9 +101,9 @@ def train(
     return read_manifest(root / name)
 
 
-def score(model: Path, data: Path, settings: HeadsJob, **changes: Any) -> HeadsReport:
-    config = settings.scoring.model_copy(update={"max_rows": 40, **changes})
-    return run_heads_evaluation(model, data, config, group_factory=IN_PROCESS, progress=Shown())
+def score(model: Path, data: Path, settings: HeadsJob, *, max_rows: int = 40) -> HeadsReport:
+    config = HeadsEvalConfig(max_rows=max_rows)
+    return run_heads_evaluation(model, data, settings.scoring, config, group_factory=IN_PROCESS, progress=Shown())
 
 
 @pytest.fixture(scope="session")
@@ -187,7 +188,7 @@ def test_scores_are_the_training_s_own_figures(trained: Path, inputs: Inputs, la
     shares: Counter[str] = Counter()
     for rank in range(2):
         worker = HeadsEvalWorker(RankInfo(rank, 2, rank, 0, "cpu"))
-        shares.update(worker.measure(settings.scoring.model_dump(mode="json"), inputs.model, labelled.data))
+        shares.update(worker.measure(settings.scoring.model_dump(mode="json"), 40, inputs.model, labelled.data))
         assert sum(event["finished"] for event in worker.drain_events()) == 20
     for head in before.heads:
         assert shares[f"divisor/{head.name}"] == head.num_targets
