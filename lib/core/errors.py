@@ -5,6 +5,12 @@ it is never retried. An `InfraError` is the machine's fault (a dead worker, a da
 retried, and never turned into a number.
 """
 
+NO_REMOTE_CODE = (
+    "asks to run code from the folder (auto_map), which never runs here: no setting allows it, there is no trust_remote_code. "
+    "If transformers has this model itself, delete auto_map from the file; else add a family, see docs/add-a-model.md"
+)
+"""Follows the name of a file."""
+
 
 class PostflyteError(Exception):
     """Root of all errors raised on purpose."""

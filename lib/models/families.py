@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lib.core.errors import ModelError
+from lib.core.errors import NO_REMOTE_CODE, ModelError
 from lib.models import gemma3, gpt_oss, llama, olmo2, qwen2, qwen3, qwen3_moe
 from lib.models.hf_config import SHARED_FIXED_KEYS, SHARED_KEYS
 from lib.models.spec import DecoderSpec
@@ -91,9 +91,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         ModelError: remote code, an unknown architecture, a key that is not known, or a value that is not supported.
     """
     if config.get("auto_map"):
-        raise ModelError(
-            f"config.json: auto_map {config['auto_map']!r} asks to run code from the model folder; never done here"
-        )
+        raise ModelError(f"config.json: {NO_REMOTE_CODE}")
     model_type, architectures = config.get("model_type"), list(config.get("architectures") or [])
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None or len(architectures) != 1 or architectures[0] not in (*family.architectures, family.classifier):

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from lib.core.errors import ModelError
+from lib.core.errors import NO_REMOTE_CODE, ModelError
 from lib.core.transient import is_transient
 from lib.models.families import FAMILIES
 from lib.models.hf_export import COPIED_FILES, generation_ends, to_store, write_json
@@ -78,7 +78,7 @@ def check_fallback(folder: Path) -> DecoderSpec:
     config = read_json(folder / "config.json")
     kind, architectures = config.get("model_type"), config.get("architectures")
     if config.get("auto_map"):
-        raise ModelError(f"{folder}: auto_map {config['auto_map']!r} asks to run code from the model folder; never done here")
+        raise ModelError(f"{folder / 'config.json'}: {NO_REMOTE_CODE}")
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(kind))
     if known is None or architectures != [known]:
         raise ModelError(

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from tokenizers import processors
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lib.core.errors import TokenizerError
+from lib.core.errors import NO_REMOTE_CODE, TokenizerError
 from lib.tokens.auto_tokenizer import AutoTokenizer
 from lib.tokens.control import ControlText, control_tokens
 from lib.tokens.cuts import open_ends
@@ -256,8 +256,10 @@ def _refuse_remote_code(folder: Path) -> None:
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise TokenizerError(f"{folder / 'tokenizer_config.json'}: not JSON: {error}") from error
-    if not isinstance(settings, dict) or "auto_map" in settings:
-        raise TokenizerError(f"{folder / 'tokenizer_config.json'}: asks for code of its own (auto_map); that never runs here")
+    if not isinstance(settings, dict):
+        raise TokenizerError(f"{folder / 'tokenizer_config.json'}: holds a {type(settings).__name__}, expected an object")
+    if "auto_map" in settings:
+        raise TokenizerError(f"{folder / 'tokenizer_config.json'}: {NO_REMOTE_CODE}")
 
 
 def _check_ids(folder: Path, auto: Any, raw: tokenizers.Tokenizer, backend: tokenizers.Tokenizer) -> None:

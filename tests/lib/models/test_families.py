@@ -85,7 +85,10 @@ def test_stretched_frequencies_are_those_of_transformers(original: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, "run code"),
+        (
+            {"auto_map": {"AutoModelForCausalLM": "evil.Model"}},
+            r"no trust_remote_code\. .*delete auto_map",
+        ),
         ({"architectures": ["MistralForCausalLM"]}, "unknown; known"),
         ({"architectures": []}, "unknown; known"),
         ({"model_type": "gpt_oss"}, "unknown; known"),

@@ -185,7 +185,10 @@ def test_weights_are_written_in_the_dtype_that_was_asked_for(tmp_path: Path, nam
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}, "never done here"),
+        (
+            {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}},
+            r"config\.json: .*no trust_remote_code\. .*delete auto_map",
+        ),
         ({"architectures": ["GPT2DoubleHeadsModel"]}, "of no family here"),
         ({"model_type": "unheard_of"}, "of no family here"),
         ({"quantization_config": {"bits": 4}}, "quantised weights"),

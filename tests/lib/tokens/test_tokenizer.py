@@ -104,7 +104,12 @@ _BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("a template that is no Jinja", lambda f: _edit_config(f, chat_template="{% if %}"), "TemplateSyntaxError"),
     ("a token that swallows white space", lambda f: _edit_token(f, lstrip=True), "swallows white space"),
     ("no eos", _remove_eos, "eos_token"),
-    ("its own code", lambda f: _edit_config(f, auto_map={"AutoTokenizer": ["x.Y", None]}), "auto_map"),
+    (
+        "its own code",
+        lambda f: _edit_config(f, auto_map={"AutoTokenizer": ["x.Y", None]}),
+        "delete auto_map",
+    ),
+    ("config is a list", lambda f: (f / "tokenizer_config.json").write_text("[]"), "holds a list"),
     ("config not JSON", lambda f: (f / "tokenizer_config.json").write_text("{"), "not JSON"),
     ("pipeline not JSON", lambda f: (f / "tokenizer.json").write_text('{"a":'), "can't be opened"),
     ("text is lost", lambda f: _edit_pipeline(f, normalizer={"type": "Lowercase"}), "comes back as"),
