@@ -2,24 +2,25 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from lib.models.decoder import Decoder
 from lib.models.layers.documents import DocumentLayout
+from lib.models.logit_report import Divergence
 from lib.models.weights import WeightTable
 
 LIMIT = 1e-4
 """A difference of activations that is more than rounding, in units of the greatest |value| of the reference."""
-Key = tuple[str, str]
-"""(name of our module, "input" or "output")"""
+Key = tuple[str, Literal["input", "output"]]
+"""(name of our module, what of it)"""
 
 
 @torch.no_grad()
-def first_divergence(table: WeightTable, reference: nn.Module, decoder: Decoder, token_ids: torch.Tensor) -> str:
-    """Names the first tensor that differs for one document, or says that none does.
+def first_divergence(table: WeightTable, reference: nn.Module, decoder: Decoder, token_ids: torch.Tensor) -> Divergence:
+    """The first tensor that differs for one document, or that none does.
 
     Args:
         table: the family's weight names; modules whose weights belong together are compared.
@@ -37,8 +38,8 @@ def first_divergence(table: WeightTable, reference: nn.Module, decoder: Decoder,
         difference = _difference(value, theirs.get(key))
         if not difference <= LIMIT:  # also true for NaN
             name, side = key
-            return f"{side} of {name} (transformers: {pairs[name]}) is the first to differ, by {difference:.2g} of its size"
-    return "no activation differs for a document alone"
+            return Divergence(module=name, side=side, reference_module=pairs[name], size=difference)
+    return Divergence()
 
 
 def module_pairs(table: WeightTable, reference: nn.Module, decoder: Decoder) -> dict[str, str]:

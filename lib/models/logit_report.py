@@ -1,7 +1,7 @@
 """What a logit report says: each model that was compared, the limits, and whether the model may be trained."""
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from lib.config.base import Frozen
 from lib.core.artifact import Staged
@@ -18,6 +18,26 @@ SMALL_GRADIENT = 0.05
 """Of the model's greatest |gradient|. What should be exactly zero, as for queries that see one key only, may be rounding."""
 OWN_DTYPE_LIMIT = 2.0
 """How much worse than transformers' may our rounding be in the dtype of the checkpoint."""
+
+
+class Divergence(Frozen):
+    """Where ours and the reference part: the first tensor, in the order of computation, of one document alone."""
+
+    module: str = ""
+    """Ours; empty where no activation differs."""
+    side: Literal["", "input", "output"] = ""
+    """Of the module."""
+    reference_module: str = ""
+    """That of transformers which holds the same weights."""
+    size: float = 0.0
+    """Greatest difference, in units of the greatest |value| of the reference."""
+    gradient: str = ""
+    """Parameter whose gradient differs most; empty where gradients were not compared."""
+
+    def __str__(self) -> str:
+        where = f"{self.side} of {self.module} (transformers: {self.reference_module}) is the first to differ"
+        found = f"{where}, by {self.size:.2g} of its size" if self.module else "no activation differs for a document alone"
+        return f"{found}; of the gradients that of {self.gradient} differs most" if self.gradient else found
 
 
 class CaseResult(Frozen):
@@ -40,8 +60,8 @@ class CaseResult(Frozen):
     own_dtype_error: float = 0.0
     """Ours in the checkpoint's own dtype against the reference in float32, in units of what the reference in that dtype is
     off by; 0 where the dtype is float32 or was not compared."""
-    first_difference: str = ""
-    """The module and tensor in which ours and the reference part; empty where nothing is over its limit."""
+    first_difference: Divergence | None = None
+    """None where nothing is over its limit."""
 
     def problems(self) -> list[str]:
         found = []

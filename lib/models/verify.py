@@ -4,6 +4,7 @@ Everything is float32. The reference sees each document alone, without cache and
 packing can be wrong on its side; ours sees the documents packed and alone. Letters: L tokens of a document, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,7 +106,8 @@ def compare_random(case: RandomCase, seed: int) -> CaseResult:
     if not result.problems():
         return result
     where = first_divergence(case.family.weight_names, reference, decoder, documents[2])
-    where += f"; of the gradients that of {max(grad_diffs, key=lambda name: grad_diffs[name])} differs most"
+    worst = max(grad_diffs, key=lambda name: (math.isnan(grad_diffs[name]), grad_diffs[name]))
+    where = where.model_copy(update={"gradient": worst})
     return result.model_copy(update={"first_difference": where})
 
 

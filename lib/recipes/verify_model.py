@@ -15,6 +15,7 @@ from lib.models.decoder import Decoder
 from lib.models.hf_export import write_hf_folder
 from lib.models.hf_io import CheckpointReader, checked_weight_map, load_full, read_spec
 from lib.models.layers.documents import DocumentLayout
+from lib.models.logit_report import Divergence
 from lib.models.mxfp4 import decode_folder, is_mxfp4
 from lib.models.verify import PROBE_TEXTS, build_logit_report
 from lib.rollout.engine import engine_environment
@@ -44,9 +45,12 @@ class ModelCheck:
     """That came back from a round trip with their bits, names and dtypes."""
     vllm_logprob_diff: float
     problems: tuple[str, ...]
+    first_difference: Divergence | None
+    """Of the first model that differs."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        where = self.first_difference
+        return {**asdict(self), "first_difference": where and where.model_dump()}
 
 
 def check_model(
@@ -94,6 +98,7 @@ def check_model(
         tensors=num_tensors - len(lost),
         vllm_logprob_diff=difference,
         problems=tuple(problems),
+        first_difference=next((case.first_difference for case in (*report.cases, checkpoint) if case.first_difference), None),
     )
 
 

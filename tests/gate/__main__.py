@@ -24,6 +24,7 @@ def verify_family(family: str, num_configs: int, seed: int) -> dict[str, Any]:
     results = [compare_random(random_case(family, seed, index), seed + index) for index in range(num_configs)]
     problems = [problem for result in results for problem in result.problems()]
     print("\n".join([f"{family}: {len(results)} random models, {len(problems)} problem(s)", *problems]), flush=True)
+    first = next((result for result in results if result.first_difference), None)
     return {
         "configs": len(results),
         "max_logit_diff": greatest([result.logit_diff for result in results]),
@@ -31,6 +32,7 @@ def verify_family(family: str, num_configs: int, seed: int) -> dict[str, Any]:
         "packed_diff": greatest([result.packed_diff for result in results]),
         "leaked_bits": sum(result.leaked for result in results),
         "problems": problems,
+        "first_difference": first and {"model": first.model, **first.first_difference.model_dump()},
     }
 
 

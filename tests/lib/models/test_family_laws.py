@@ -13,6 +13,8 @@ from lib.models.families import FAMILIES
 from lib.models.hf_io import load_full, read_spec
 from lib.models.layers.documents import DocumentLayout
 from lib.models.verify_configs import DRAWS
+from tests.conftest import REPOSITORY
+from tests.families import SMALL
 from tests.lib.models.batches import logits, packed
 from tests.lib.models.checkpoints import family_model
 from tests.lib.models.test_hf_io import all_tensors, export
@@ -38,8 +40,16 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     return decoder
 
 
-def test_every_family_is_drawn() -> None:
-    assert set(DRAWS) == set(FAMILIES)
+def test_every_family_is_drawn_and_tried_from_end_to_end() -> None:
+    assert set(DRAWS) == set(FAMILIES) == set(SMALL)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "olmo2"])
+def test_a_family_costs_what_the_guide_says(family: str) -> None:
+    """Lines of its file, in docs/add-a-model.md."""
+    page = (REPOSITORY / "docs" / "add-a-model.md").read_text(encoding="utf-8")
+    file = REPOSITORY / "lib" / "models" / f"{family}.py"
+    assert f"| `{family}` | {len(file.read_text(encoding='utf-8').splitlines())} |" in page
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,6 +13,7 @@ from lib.models.families import FAMILIES
 from lib.models.logit_report import LogitReport, read_logit_report, write_logit_report
 from lib.models.verify import build_logit_report, compare_random, greatest
 from lib.models.verify_configs import random_case
+from tests.gate import __main__ as gate
 from tests.lib.models.mutants import MUTANTS, is_rejected, planted
 from tests.tiny import tiny_model
 
@@ -50,9 +51,24 @@ def test_random_models_of_each_family_agree_with_transformers(family: str) -> No
 def test_the_first_tensor_that_differs_is_named(mutant: str, where: str) -> None:
     with planted(mutant) as fresh:
         results = [fresh.compare_random(fresh.random_case(MUTANTS[mutant][0], 0, index), index) for index in range(8)]
-    found = [result.first_difference for result in results if result.problems()]
+    found = [str(result.first_difference) for result in results if result.problems()]
     assert found and found[0].startswith(where), found
     assert not any(result.first_difference for result in results if not result.problems())
+
+
+def test_the_verdict_is_json_that_names_module_and_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the command that admits a family, run over code with a fault: an agent reads from it where to look."""
+    with planted("mlp: gelu") as fresh:
+        monkeypatch.setattr(gate, "compare_random", fresh.compare_random)
+        monkeypatch.setattr(gate, "random_case", fresh.random_case)
+        figures = json.loads(json.dumps(gate.verify_family("llama", 2, 0)))
+    where = figures["first_difference"]
+    assert len(figures["problems"]) >= 2 and figures["max_logit_diff"] > 1e-5
+    assert (where["module"], where["side"], where["reference_module"]) == (
+        *("layers.0.mlp.down", "input"),
+        "model.layers.0.mlp.down_proj",
+    )
+    assert where["size"] > 1e-4 and where["gradient"].startswith("layers.") and where["model"].startswith("llama, ")
 
 
 def test_the_random_models_cover_the_config(report: LogitReport) -> None:
@@ -103,7 +119,7 @@ def test_an_unknown_model_is_an_error_not_a_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_planted_fault_is_rejected(mutant: str) -> None:
-    """One line is wrong: base, pairing, eps, groups, mask, scale, tying, names...; a few random models suffice to see it."""
+    """[D9] One line is wrong: base, pairing, eps, groups, mask, scale, tying, names...; a few random models show it."""
     assert is_rejected(mutant)
 
 
