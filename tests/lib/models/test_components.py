@@ -13,7 +13,8 @@ from lib.models.decoder import Decoder
 from lib.models.families import FAMILIES
 from lib.models.heads import HeadedDecoder
 from lib.models.hf_io import load_full, read_spec
-from lib.models.layers.norm import RmsNorm
+from lib.parallel.load import load_sharded
+from tests.conftest import REPOSITORY
 from tests.lib.models.batches import logits, packed
 from tests.lib.models.checkpoints import family_model
 from tests.tiny import VOCAB_SIZE
@@ -45,9 +46,9 @@ def test_every_family_has_the_same_names(tmp_path: Path, family: str) -> None:
 class OwnNorm(nn.Module):
     """RMSNorm written out."""
 
-    def __init__(self, norm: RmsNorm) -> None:
+    def __init__(self, weight: nn.Parameter, eps: float, offset: float = 0.0) -> None:
         super().__init__()
-        self.weight, self.eps, self.offset = norm.weight, norm.eps, norm.offset
+        self.weight, self.eps, self.offset = weight, eps, offset
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt() * (self.weight + self.offset)
@@ -61,7 +62,9 @@ def test_a_swapped_part_is_the_one_that_computes(tmp_path: Path, family: str) ->
     folder = family_model(tmp_path, family, dtype="float32")
     before = logits(load(folder), *BATCH)
     own = load(folder)
-    assert len(swap(own, "Norm", lambda _, norm: OwnNorm(norm))) == len(find(load(folder), "Norm"))
+    assert len(swap(own, "Norm", lambda _, norm: OwnNorm(norm.weight, norm.eps, norm.offset))) == len(
+        find(load(folder), "Norm")
+    )
     assert not find(own, "Norm")
     assert own.state_dict().keys() == load(folder).state_dict().keys()
     assert (logits(own, *BATCH) - before).abs().max() <= 1e-5
@@ -75,6 +78,24 @@ def test_a_swapped_part_is_the_one_that_computes(tmp_path: Path, family: str) ->
     silenced = load(folder)
     silenced.layers[1].mlp.down.weight.zero_()
     assert torch.equal(logits(without, *BATCH), logits(silenced, *BATCH))
+
+
+@torch.no_grad()
+def test_the_documented_recipe_works_as_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its three lines, run on a decoder on the meta device as a run builds it: the norms before attention are others, filled
+    from the checkpoint under their old names, and the model computes what it did."""
+    page = (REPOSITORY / "docs" / "add-an-output-head.md").read_text(encoding="utf-8")
+    code = page.partition("## Swap a part")[2].partition("```python\n")[2].partition("```")[0]
+    assert sum(bool(line) for line in code.splitlines()) == 3
+    folder = family_model(tmp_path, "llama", dtype="float32")
+    with torch.device("meta"):
+        decoder = Decoder(read_spec(folder)[1])
+    exec(compile(code, "docs/add-an-output-head.md", "exec"), {"decoder": decoder, "MyNorm": OwnNorm})
+    assert capsys.readouterr().out.split() == [*find(load(folder), "Norm")]
+    own = [name for name, part in decoder.named_modules() if isinstance(part, OwnNorm)]
+    assert own == ["layers.0.attn_norm", "layers.1.attn_norm"]
+    load_sharded(decoder, folder)
+    assert (logits(decoder, *BATCH) - logits(load(folder), *BATCH)).abs().max() <= 1e-5
 
 
 def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
