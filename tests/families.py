@@ -39,7 +39,7 @@ from lib.train.meters import METRICS_NAME, read_rows
 from lib.train.run import RunInputs
 from tests.adapter_engine import engine_difference
 from tests.lib.models.adapters import all_targets
-from tests.routing_engine import routing_mismatch
+from tests.routing_engine import routing_engine, routing_mismatch
 
 ASSETS = Path(".quickstart")
 SMOLLM2, QWEN3 = ASSETS / "smollm2", ASSETS / "tokenizers" / "qwen3"
@@ -144,7 +144,8 @@ def run_family(family: str, root: Path, steps: int, *, what: str) -> dict[str, A
     check = check_model(root / "checkpoint" / "hf", root / "export", group_factory=LocalGroup, num_configs=0)
     found = {**check.to_json(), "steps": steps, "loss_first": losses[0], "loss_last": losses[-1]}
     if spec.moe is not None and lora is None:
-        found |= routing_mismatch(load_decoder(root / "checkpoint" / "hf"), root / "checkpoint" / "hf")
+        with routing_engine(root / "checkpoint" / "hf") as group:
+            found |= routing_mismatch(load_decoder(root / "checkpoint" / "hf"), group)
     if lora is not None:
         found |= {"problems": list(check.problems), **check_adapter(root / "model", root / "checkpoint", lora)}
         for figure, limit in (("adapter_logit_diff", ADAPTER_LIMIT), ("vllm_adapter_diff", LOGPROB_LIMIT)):

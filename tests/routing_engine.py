@@ -1,14 +1,17 @@
 """Which experts the real vLLM sends tokens to, against our decoder's."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lib.cluster.group import Deadlines, Worker, dispatch
+from lib.cluster.group import Deadlines, WorkerGroup, dispatch
 from lib.cluster.local import LocalGroup
 from lib.config.parallel import ClusterShape
+from lib.evals.workers import EnginePool, EngineWorker
 from lib.models.decoder import Decoder
 from lib.models.layers.documents import DocumentLayout
 from lib.models.layers.moe import Moe
@@ -16,34 +19,36 @@ from lib.rollout.engine import engine_environment
 from lib.train.environment import cpu_environment
 
 
-class RoutingEngine(Worker):
-    """Loads a folder and reads prompts."""
+class RoutingEngine(EngineWorker):
+    """An engine of an evaluation whose routers can be watched."""
 
     @dispatch()
-    def routes(self, folder: str, prompts: list[list[int]], top_k: int) -> list[list[list[list[int]]]]:
+    def routes(self, prompts: list[list[int]], top_k: int) -> list[list[list[list[int]]]]:
         """Of each prompt [tokens][layers][top_k] numbers of experts: the greatest logits of the engine's own routers."""
         # Here and not above: the process that compares never needs vLLM.
-        from vllm import LLM, SamplingParams, TokensPrompt  # noqa: PLC0415
+        from vllm import SamplingParams, TokensPrompt  # noqa: PLC0415
 
-        settings: dict[str, Any] = {"kv_cache_memory_bytes": 64 << 20, "block_size": 32, "disable_log_stats": True, "seed": 0}
-        engine = LLM(
-            model=folder,
-            skip_tokenizer_init=True,
-            dtype="float32",
-            max_model_len=max(map(len, prompts)) + 1,
-            enforce_eager=True,
-            **settings,
-        )
+        engine: Any = self._engine
         seen: list[torch.Tensor] = []
-        engine.apply_model(lambda model: _watch_routers(model, seen))
+        engine._llm.apply_model(lambda model: _watch_routers(model, seen))
         wishes = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
         found = []
         for prompt in prompts:  # one by one, so that the rows that a router sees are the prompt's tokens
             seen.clear()
-            engine.generate([TokensPrompt(prompt_token_ids=prompt)], wishes, use_tqdm=False)
+            engine._llm.generate([TokensPrompt(prompt_token_ids=prompt)], wishes, use_tqdm=False)
             assert all(len(logits) == len(prompt) for logits in seen), "a router saw other tokens than the prompt's"
             found.append(torch.stack([logits.topk(top_k).indices for logits in seen], 1).tolist())
         return found
+
+
+@contextmanager
+def routing_engine(folder: Path, *, max_len: int = 64) -> Iterator[WorkerGroup]:
+    """One that has a folder open in float32."""
+    shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=1, threads_per_rank=1)
+    env = cpu_environment(1) | engine_environment()
+    with LocalGroup(RoutingEngine, shape, env=env, deadlines=Deadlines(), process_group=False) as group:
+        EnginePool(group, 600.0).open(folder, "watched", dtype="float32", max_len=max_len, kv_cache_gib=0.0625)
+        yield group
 
 
 def _watch_routers(model: nn.Module, seen: list[torch.Tensor]) -> None:
@@ -55,15 +60,12 @@ def _watch_routers(model: nn.Module, seen: list[torch.Tensor]) -> None:
 
 
 @torch.no_grad()
-def routing_mismatch(decoder: Decoder, folder: Path) -> dict[str, float]:
+def routing_mismatch(decoder: Decoder, group: WorkerGroup) -> dict[str, float]:
     """{"routed": pairs of a token and a layer that both engines routed, "routing_mismatch": share of them whose sets of experts
     differ}. [E6]"""
     prompts = [[(37 * number + 11 * token) % 300 + 3 for token in range(40)] for number in range(6)]
     assert decoder.spec.moe is not None
-    shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=1, threads_per_rank=1)
-    env = cpu_environment(1) | engine_environment()
-    with LocalGroup(RoutingEngine, shape, env=env, deadlines=Deadlines(), process_group=False) as group:
-        answers = group.call("routes", str(folder), prompts, decoder.spec.moe.top_k, deadline_seconds=600.0)
+    answers = group.call("routes", prompts, decoder.spec.moe.top_k, deadline_seconds=600.0)
     num_routed = num_differ = 0
     for prompt, theirs in zip(prompts, answers):
         ours_TLC, theirs_TLC = routes_of(decoder, torch.tensor(prompt)), torch.tensor(theirs)
