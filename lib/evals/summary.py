@@ -69,12 +69,7 @@ def _summary(train: Json, checkpoint: Manifest, before: EvalReport, after: EvalR
         "num_tokens": checkpoint.counts["num_tokens"],
         "num_targets": checkpoint.counts["num_targets"],
         "packing_efficiency": train["packing"]["efficiency"],
-        "train_seconds": checkpoint.info["train_seconds"],
-        "tokens_per_second": checkpoint.info["median_tokens_per_second"],
-        "mfu": checkpoint.info["median_mfu"],
-        "part_seconds": checkpoint.info["part_seconds"],
-        "peak_memory_bytes": checkpoint.info["peak_memory_bytes"],
-        "slowest": checkpoint.info["slowest"],
+        **speed_facts(checkpoint),
         "checkpoint_digest": checkpoint.digest,
         "weights_digest": checkpoint.meta["weights_digest"],
         "mlflow_run_id": checkpoint.info.get("mlflow_run_id"),
@@ -110,7 +105,7 @@ def _page(
             "Documents cut": f"{packing['truncated']:,}",
             "Documents dropped": f"{packing['dropped']:,}",
         },
-        time_facts=_time_facts(summary),
+        time_facts=time_facts(summary),
         mask_previews=train["mask_preview_html"],
         scores=[_score("before", before), _score("after", after)],
         num_eval=after.num_eval,
@@ -135,7 +130,7 @@ def _rows(counts: Mapping[str, int]) -> dict[str, str]:
     return {"Rows ingested, of rows seen": f"{counts['rows_kept']:,} of {counts['rows_seen']:,}"}
 
 
-def _time_facts(summary: Json) -> dict[str, str]:
+def time_facts(summary: Json) -> dict[str, str]:
     """Parts by their share of the time of all steps, the ranks' memory, and the rank that others waited for."""
     total = max(sum(summary["part_seconds"].values()), 1e-9)
     facts = {_PARTS[name]: f"{seconds / total:.1%}" for name, seconds in summary["part_seconds"].items()}
@@ -150,15 +145,33 @@ def _time_facts(summary: Json) -> dict[str, str]:
     return facts
 
 
-def _tiles(summary: Json) -> list[tuple[str, str, str]]:
+def training_tile(summary: Mapping[str, Any]) -> tuple[str, str, str]:
+    """How long training took, and how fast it was."""
     minutes, seconds = divmod(round(summary["train_seconds"]), 60)
+    speed = f"{summary['tokens_per_second']:,.0f} tokens/s, MFU {summary['mfu']:.0%}"
+    return "Training", f"{minutes} min {seconds} s", speed
+
+
+def speed_facts(checkpoint: Manifest) -> Json:
+    """What a summary says of a run's time and memory."""
+    return {
+        "train_seconds": checkpoint.info["train_seconds"],
+        "tokens_per_second": checkpoint.info["median_tokens_per_second"],
+        "mfu": checkpoint.info["median_mfu"],
+        "part_seconds": checkpoint.info["part_seconds"],
+        "peak_memory_bytes": checkpoint.info["peak_memory_bytes"],
+        "slowest": checkpoint.info["slowest"],
+    }
+
+
+def _tiles(summary: Json) -> list[tuple[str, str, str]]:
     accuracies = f"{summary['accuracy_before']:.1%} → {summary['accuracy_after']:.1%}"
     return [
         ("Accuracy", accuracies, f"{summary['num_eval']} rows, p = {summary['p_value']:.2g}"),
         ("Loss", f"{summary['loss_first']:.3f} → {summary['loss_last']:.3f}", f"{summary['steps']} steps"),
         ("Trained tokens", f"{summary['num_targets']:,}", f"of {summary['num_tokens']:,}"),
         ("Packing", f"{summary['packing_efficiency']:.2%}", "of slots filled"),
-        ("Training", f"{minutes} min {seconds} s", f"{summary['tokens_per_second']:,.0f} tokens/s, MFU {summary['mfu']:.0%}"),
+        training_tile(summary),
     ]
 
 

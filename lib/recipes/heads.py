@@ -3,6 +3,7 @@
 `HeadsWorker.train` is the algorithm, one rank's view; `run_heads` is the driver around it.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -70,7 +71,8 @@ class HeadsWorker(Worker):
         out, dtype = Path(place["run_dir"]) / EXPORT, export_dtype(config.train)
         write_heads_module(module, encoder, out, dtype=dtype, rank=self.info.rank)
         previews = chats.first_documents(encoder, NUM_PREVIEWS)
-        return {"mask_preview_html": [encoder.preview_html(document.encoded()) for document in previews]}
+        labels = [json.loads(document.labels or "{}") for document in previews]
+        return {"mask_preview_html": [encoder.preview_html(document.encoded()) for document in previews], "labels": labels}
 
 
 def run_heads(job: HeadsJob, inputs: RunInputs, out: Staged, *, group_factory: GroupFactory, progress: Progress) -> None:

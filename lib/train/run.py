@@ -89,7 +89,8 @@ def run_training(
         recipe: its name; seeds and identity depend on it.
         worker: its ranks. `train` takes the job as plain values and a place: "recipe", "model_dir", "data_dir", "run_dir",
             "identity", "resume_step" (0: from the model); "model" and "resume_from", the digests of the model and of the
-            checkpoint that the run begins with, which has "steps_before" behind it. It gives "mask_preview_html".
+            checkpoint that the run begins with, which has "steps_before" behind it. What it gives stands in train_report.json:
+            "mask_preview_html", and what else the recipe's page shows.
         out: its lineage, with what the caller has put there, becomes tags of the tracked run.
         kind: of the examples.
         progress: called with the number of steps done and figures to show beside it (see lib/train/supervise.py `tell`).
@@ -210,7 +211,8 @@ def _fill(out: Staged, job: TrainJob, run_dir: Path, result: Json) -> PackingRep
     rows = read_rows(run_dir / METRICS_NAME)
     curves = {key: [row[key] for row in rows] for key in rows[0] if key != "sample_ids"}
     packing = packing_report(merge_states([values["data"] for values in read_values(final)]))
-    train_report = {"curves": curves, "packing": packing.to_json(), "mask_preview_html": result["mask_preview_html"]}
+    shown = {key: value for key, value in result.items() if key != "restarts"}
+    train_report = {"curves": curves, "packing": packing.to_json(), **shown}
     (out.path / "train_report.json").write_text(canonical_json({**train_report, "job": job.model_dump(mode="json")}))
     totals = ("num_tokens", "num_targets", "num_slots")
     out.counts.update(steps=job.steps, **{key: sum(row[key] for row in rows) for key in totals})

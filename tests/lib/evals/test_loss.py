@@ -39,7 +39,7 @@ def decoder(folder: Path) -> Decoder:
 
 
 def test_packed_equals_unpacked_equals_transformers(folder: Path, decoder: Decoder) -> None:
-    """[B7] Rows by themselves, a few together, all together, and through the reference model one by one."""
+    """[B2, B7] Rows by themselves, a few together, all together, and through the reference model one by one."""
     rows = _rows(12)
     alone = row_losses(decoder, rows, tokens_per_pack=1, pad_id=0)
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
