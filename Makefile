@@ -60,7 +60,7 @@ check: setup ## lint, types, layers and contracts
 test-numerics: setup assets ## losses and gradients, to the last digit
 	$(BIN)/python -m pytest -q tests/numerics
 
-faults: setup ## kill the train task N times at random moments; every run must end in the same bits (KIND=sigterm warns it, store|io|bitflip harms checkpoints, ray a cluster)
+faults: setup ## kill the train task N times at random moments; every run must end in the same bits (KIND=sigterm warns it, store|io|bitflip|objects harms checkpoints, ray a cluster)
 	$(BIN)/python -m tests.faults --kind $(KIND) --trials $(N)
 
 verify-model: setup ## compare model families with transformers (FAMILY=all or a name), or one folder (MODEL=<Hugging Face folder>)

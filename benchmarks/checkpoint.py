@@ -24,7 +24,8 @@ import torch
 from benchmarks.floor import measure_floor
 from benchmarks.report import Report, medians, say
 from lib.core.artifact import fsync_path, verify
-from lib.train.checkpoint import KIND, CheckpointStore, checkpoint_folder, load_state
+from lib.train.checkpoint import KIND, CheckpointStore, load_state, step_name
+from lib.train.folder_shelf import FolderShelf, StoredFolder
 from lib.train.retention import Retention
 from lib.train.state import Fetch, Piece, TrainState
 
@@ -94,7 +95,7 @@ def _new_file(folder: Path, name: str) -> Iterator[Path]:
 def saving_and_loading(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Seconds of each variant. What is read back is compared with what was written."""
     tensors = Tensors(options.parameters)
-    state, store = registry(tensors), CheckpointStore(folder / "ours", keep=Retention(1), rank=0, num_ranks=1)
+    state, store = registry(tensors), CheckpointStore(FolderShelf(folder / "ours"), keep=Retention(1), rank=0, num_ranks=1)
     expected = {name: tensor.clone() for name, tensor in tensors.tensors.items()}
     steps = iter(range(1, 1000))
 
@@ -117,7 +118,7 @@ def saving_and_loading(folder: Path, options: argparse.Namespace) -> dict[str, f
     def load() -> None:
         newest = next((folder / "ours").glob("step-*"))
         verify(newest, KIND)
-        load_state(newest, state, rank=0, num_ranks=1, layout={})
+        load_state(StoredFolder(newest), state, rank=0, num_ranks=1, layout={})
 
     def torch_load() -> None:
         # The peer's own format, of a file that it wrote above: nothing else in the project reads it.
@@ -134,7 +135,7 @@ def saving_and_loading(folder: Path, options: argparse.Namespace) -> dict[str, f
 def blocked_share(folder: Path, options: argparse.Namespace) -> float:
     """Of a loop of steps that saves every few: share of its time spent in the store's calls."""
     tensors = Tensors(options.parameters)
-    state, store = registry(tensors), CheckpointStore(folder / "loop", keep=Retention(1), rank=0, num_ranks=1)
+    state, store = registry(tensors), CheckpointStore(FolderShelf(folder / "loop"), keep=Retention(1), rank=0, num_ranks=1)
     left, right = torch.randn(TOKENS_PER_STEP, 1000), torch.randn(1000, 1000)
     blocked, begun = 0.0, time.perf_counter()
     for step in range(1, options.steps + 1):
@@ -159,14 +160,14 @@ def blocked_share(folder: Path, options: argparse.Namespace) -> float:
 
 def memory_growth(folder: Path, num_saves: int) -> float:
     """Resident memory after all saves, in units of that after the first few, less one."""
-    state, store = registry(Tensors(4)), CheckpointStore(folder / "memory", keep=Retention(1), rank=0, num_ranks=1)
+    state, store = registry(Tensors(4)), CheckpointStore(FolderShelf(folder / "memory"), keep=Retention(1), rank=0, num_ranks=1)
     process, before = psutil.Process(os.getpid()), 0
     for step in range(1, num_saves + 1):
         save_and_publish(store, step, state)
         if step == WARM_UP_SAVES:
             before = process.memory_info().rss
     store.close()
-    published = checkpoint_folder(folder / "memory", num_saves)
+    published = folder / "memory" / step_name(num_saves)
     verify(published, KIND)
     return process.memory_info().rss / before - 1.0
 

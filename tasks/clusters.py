@@ -26,9 +26,9 @@ from lib.config.evaluation import EvalConfig
 from lib.config.parallel import ClusterShape
 
 SHM = "/dev/shm"  # noqa: S108 - a mount point inside a pod
-SHARED_HOME = "/postflyte"
-"""Where the volume claim `postflyte-home` (ReadWriteMany) is mounted on every node of a Ray cluster: the ranks read the
-model, the data and the checkpoints of the run from it."""
+HOME = "/postflyte"
+"""$POSTFLYTE_HOME of every node of a Ray cluster. The volume claim `postflyte-home` (ReadWriteMany) is mounted there: the ranks
+read the model, the data and the checkpoints of the run from it. A run with a checkpoint home of its own has the node's disk."""
 SECRET = "postflyte"  # noqa: S105 - a name
 """Kubernetes secret whose keys are environment variables of head and workers: tokens, addresses, credentials."""
 GPU_LABEL = "nvidia.com/gpu.product"
@@ -65,11 +65,13 @@ def ray_job(shape: ClusterShape) -> ClusterJob:
         replicas=shape.nodes,
         min_replicas=shape.nodes,
         max_replicas=shape.nodes,
-        pod_template=_pod("ray-worker", cpus, memory_gib, gpus, shape.accelerator),
+        pod_template=_pod("ray-worker", cpus, memory_gib, gpus=gpus, shape=shape),
     )
     return ClusterJob(
         worker_node_config=[worker],
-        head_node_config=HeadNodeConfig(ray_start_params={"num-cpus": "0"}, pod_template=_pod("ray-head", 4, 16, 0)),
+        head_node_config=HeadNodeConfig(
+            ray_start_params={"num-cpus": "0"}, pod_template=_pod("ray-head", 4, 16, gpus=0, shape=shape)
+        ),
         shutdown_after_job_finishes=True,
         ttl_seconds_after_finished=TTL_SECONDS,
     )
@@ -93,27 +95,29 @@ def engine_shape(config: EvalConfig, gpus_per_node: int) -> ClusterShape:
     )
 
 
-def _pod(container: str, cpus: int, memory_gib: int, gpus: int, accelerator: str | None = None) -> PodTemplate:
-    """Resources, shared memory for collectives and loaders (a quarter of the memory), the shared home, and the environment of
-    the cluster's secret, where there is one: its values are in no spec, log or input."""
+def _pod(container: str, cpus: int, memory_gib: int, *, gpus: int, shape: ClusterShape) -> PodTemplate:
+    """Resources, shared memory for collectives and loaders (a quarter of the memory), the home, shared or not, and the
+    environment of the cluster's secret, where there is one: its values are in no spec, log or input."""
     amounts = {"cpu": str(cpus), "memory": f"{memory_gib}Gi", **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
-    mounts = [V1VolumeMount(name="shm", mount_path=SHM), V1VolumeMount(name="postflyte-home", mount_path=SHARED_HOME)]
-    claim = V1PersistentVolumeClaimVolumeSource(claim_name="postflyte-home")
+    mounts = [V1VolumeMount(name="shm", mount_path=SHM), V1VolumeMount(name="postflyte-home", mount_path=HOME)]
+    claim = V1PersistentVolumeClaimVolumeSource(claim_name="postflyte-home") if shape.shared_home else None
+    disk = None if shape.shared_home else V1EmptyDirVolumeSource()
+    home = V1Volume(name="postflyte-home", persistent_volume_claim=claim, empty_dir=disk)
     shm = V1EmptyDirVolumeSource(medium="Memory", size_limit=f"{max(1, memory_gib // 4)}Gi")
     return PodTemplate(
         primary_container_name=container,
         pod_spec=V1PodSpec(
             termination_grace_period_seconds=GRACE_SECONDS,
-            node_selector={GPU_LABEL: accelerator} if accelerator else None,
+            node_selector={GPU_LABEL: shape.accelerator} if gpus and shape.accelerator else None,
             containers=[
                 V1Container(
                     name=container,
                     resources=V1ResourceRequirements(requests=amounts, limits=amounts),
-                    env=[V1EnvVar(name="POSTFLYTE_HOME", value=SHARED_HOME)],
+                    env=[V1EnvVar(name="POSTFLYTE_HOME", value=HOME)],
                     env_from=[V1EnvFromSource(secret_ref=V1SecretEnvSource(name=SECRET, optional=True))],
                     volume_mounts=mounts,
                 )
             ],
-            volumes=[V1Volume(name="shm", empty_dir=shm), V1Volume(name="postflyte-home", persistent_volume_claim=claim)],
+            volumes=[V1Volume(name="shm", empty_dir=shm), home],
         ),
     )

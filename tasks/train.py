@@ -74,7 +74,8 @@ def _train(model: Artifact, data: Artifact, report: Artifact, job: SftJob, resum
     with checkpoint.write() as out, bar("train", "steps", job.steps) as shown:
         out.lineage["logit_report"] = report.digest
         proof, begun = logit_report.read_logit_report(report.open()), resume_from.open() if resume_from else None
-        inputs = run.RunInputs(model.open(), data.open(), proof, run_dir, begun)
+        home, origins = job.config.cluster.home_of(run_dir.name), run.Origins(model.uri, data.uri)
+        inputs = run.RunInputs(model.open(), data.open(), proof, run_dir, begun, home, origins)
         sft.run_sft(job, inputs, out, group_factory=ray_backend.RayGroup, progress=shown.tell)
     return checkpoint
 

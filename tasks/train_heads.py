@@ -86,7 +86,9 @@ def _train(model: Artifact, data: Artifact, report: Artifact, job: HeadsJob) -> 
     checkpoint = CheckpointFolder.create()
     with checkpoint.write() as out, bar("train", "steps", job.steps) as shown:
         out.lineage["logit_report"] = report.digest
-        inputs = run.RunInputs(model.open(), data.open(), logit_report.read_logit_report(report.open()), run_dir)
+        proof, home = logit_report.read_logit_report(report.open()), job.config.cluster.home_of(run_dir.name)
+        origins = run.Origins(model.uri, data.uri)
+        inputs = run.RunInputs(model.open(), data.open(), proof, run_dir, home=home, origins=origins)
         heads.run_heads(job, inputs, out, group_factory=ray_backend.RayGroup, progress=shown.tell)
     return checkpoint
 

@@ -22,6 +22,13 @@ class ClusterConfig(Frozen):
     """Kind of GPU that the nodes must have, as NVIDIA's feature discovery labels them (`nvidia.com/gpu.product`)."""
     interruptible: bool = False
     """Whether the nodes may be spot machines. Training saves when they go, and goes on when Flyte tries it again."""
+    checkpoint_home: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9+.-]*://[^\s?*\[\]]+$", max_length=1024)
+    """Address of an object store that keeps the runs' checkpoints, as fsspec knows it: s3://bucket/folder, gs://…; the nodes
+    need no file system in common then. None: the shared home."""
+
+    def home_of(self, run: str) -> str | None:
+        """Address of what a run keeps, by the name of its folder; None: that folder."""
+        return f"{self.checkpoint_home.rstrip('/')}/{run}" if self.checkpoint_home else None
 
 
 AXES = ("replicate", "shard", "expert", "context", "tensor")
@@ -77,6 +84,8 @@ class ClusterShape(Frozen):
     """Label of the GPUs; None: any."""
     interruptible: bool = False
     """Whether the nodes may be spot machines."""
+    shared_home: bool = True
+    """The nodes mount a file system that all of them share."""
 
     @property
     def num_ranks(self) -> int:

@@ -83,6 +83,7 @@ class TrainJob(Frozen):
             threads_per_rank=cluster.threads_per_rank,
             accelerator=cluster.accelerator,
             interruptible=cluster.interruptible,
+            shared_home=cluster.checkpoint_home is None,
         )
 
     @model_validator(mode="after")

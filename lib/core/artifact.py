@@ -5,11 +5,12 @@ parent. A crash at any moment leaves either no artifact or a whole one; staging 
 """
 
 import hashlib
+import mmap
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -130,22 +131,49 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
+@contextmanager
+def mapped(path: Path, size_bytes: int | None = None) -> Iterator[memoryview]:
+    """The first bytes of a file (None: all), which are read as they are used; the file must not be cut meanwhile."""
+    size_bytes = path.stat().st_size if size_bytes is None else size_bytes
+    if not size_bytes:
+        yield memoryview(b"")
+        return
+    with (
+        path.open("rb") as stream,
+        mmap.mmap(stream.fileno(), size_bytes, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as block,
+    ):
+        yield block
+
+
 def write_hashed(path: Path, *blocks: memoryview) -> str:
     """Write blocks of bytes one after the other and flush them to the disk; their sha256 (hex), taken beside the writing.
 
     The disk begins with the first bytes while the last ones are still on their way to it.
     """
+    written = 0
+
+    def write(chunk: memoryview) -> None:
+        nonlocal written
+        stream.write(chunk)
+        os.posix_fadvise(stream.fileno(), written, len(chunk), os.POSIX_FADV_DONTNEED)
+        written += len(chunk)
+
+    with path.open("wb") as stream:
+        digest = hash_beside(write, *blocks)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return digest
+
+
+def hash_beside(write: Callable[[memoryview], object], *blocks: memoryview) -> str:
+    """Hand blocks of bytes to `write`, some megabytes at a time; their sha256 (hex), taken in another thread meanwhile."""
     stopped = threading.Event()
-    with path.open("wb") as stream, ThreadPoolExecutor(max_workers=1) as pool:
+    with ThreadPoolExecutor(max_workers=1) as pool:
         hashed = pool.submit(_sha256, blocks, stopped)
-        written = 0
         try:
             for chunk in _chunks(blocks):
-                stream.write(chunk)
-                os.posix_fadvise(stream.fileno(), written, len(chunk), os.POSIX_FADV_DONTNEED)
-                written += len(chunk)
-            stream.flush()
-            os.fsync(stream.fileno())
+                write(chunk)
         except BaseException:
             stopped.set()
             raise

@@ -24,12 +24,13 @@ from lib.models.lora import num_trained
 from lib.parallel.mesh import build_mesh
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
+from lib.train.handover import EXPORT, hand_over
 from lib.train.heads import HeadsObjective, heads_micro_batch
 from lib.train.lock import worker_lock
 from lib.train.loop import begin, data_place, open_feed, run_steps
 from lib.train.model_folder import export_dtype, load_heads_module, write_heads_module
 from lib.train.optim import build_optimizer
-from lib.train.run import EXPORT, RunInputs, run_training
+from lib.train.run import RunInputs, run_training
 from lib.train.step import Training
 from lib.train.supervise import Progress
 
@@ -70,6 +71,7 @@ class HeadsWorker(Worker):
         run_steps(self, job, place, training, feed)
         out, dtype = Path(place["run_dir"]) / EXPORT, export_dtype(config.train)
         write_heads_module(module, encoder, out, dtype=dtype, rank=self.info.rank)
+        hand_over(self, place)
         previews = chats.first_documents(encoder, NUM_PREVIEWS)
         labels = [json.loads(document.labels or "{}") for document in previews]
         return {"mask_preview_html": [encoder.preview_html(document.encoded()) for document in previews], "labels": labels}

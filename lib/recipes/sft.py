@@ -22,11 +22,12 @@ from lib.parallel.mesh import build_mesh
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 from lib.train.fallback import num_fallback_parameters
+from lib.train.handover import EXPORT, hand_over
 from lib.train.lock import worker_lock
 from lib.train.loop import begin, data_place, open_feed, run_steps
 from lib.train.model_folder import export_dtype, load_module, write_module
 from lib.train.optim import build_optimizer
-from lib.train.run import EXPORT, RunInputs, run_training
+from lib.train.run import RunInputs, run_training
 from lib.train.step import MicroBatch, NextToken, Training
 from lib.train.supervise import Progress
 
@@ -66,6 +67,7 @@ class SftWorker(Worker):
         run_steps(self, job, place, training, feed)
         out, dtype = Path(place["run_dir"]) / EXPORT, export_dtype(config.train)
         write_module(module, config.model.lora, encoder, out, dtype=dtype, rank=self.info.rank)
+        hand_over(self, place)
         previews = chats.first_documents(encoder, NUM_PREVIEWS)
         return {"mask_preview_html": [encoder.preview_html(document.encoded()) for document in previews]}
 

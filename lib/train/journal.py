@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lib.cluster.group import Worker
 from lib.models.flops import FlopCounter
-from lib.train.meters import METRICS_NAME, TIMINGS_NAME, SpeedMeter, StepLog, StepReport, report_row
+from lib.train.meters import LOG_NAMES, METRICS_NAME, TIMINGS_NAME, SpeedMeter, StepLog, StepReport, report_row
 from lib.train.step import StepCounts
 from lib.train.times import StepTimes
 
@@ -17,9 +17,11 @@ class Journal:
     ) -> None:
         """steps_before: done by another run, whose metrics are here and whose timings aren't.
         peak_flops: of all ranks together, per second."""
+        self.logs = {name: run_dir / name for name in LOG_NAMES}
+        """What a checkpoint takes in: name -> file."""
         self._worker, self._steps = worker, steps
-        self._metrics = StepLog(run_dir / METRICS_NAME, resume_step=resume_step)
-        self._timings = StepLog(run_dir / TIMINGS_NAME, resume_step=resume_step, steps_before=steps_before)
+        self._metrics = StepLog(self.logs[METRICS_NAME], resume_step=resume_step)
+        self._timings = StepLog(self.logs[TIMINGS_NAME], resume_step=resume_step, steps_before=steps_before)
         self._meter = SpeedMeter(steps=steps, peak_flops=peak_flops)
 
     def step_done(self, report: StepReport, counter: FlopCounter, counts: StepCounts, times: StepTimes) -> None:
@@ -37,8 +39,3 @@ class Journal:
         self._timings.write({"step": report.step, **speed})
         del row["sample_ids"]
         self._worker.emit({"kind": "step", "steps": self._steps, **row, **speed, "figures": list(report.figures)})
-
-    def sync(self) -> None:
-        """Bring all lines to the disk: before the checkpoint that counts on them is published."""
-        self._metrics.sync()
-        self._timings.sync()

@@ -34,7 +34,8 @@ def run_lock(run_dir: Path, *, orphans_seconds: float = _ORPHANS_SECONDS) -> Ite
 
 @contextmanager
 def worker_lock(run_dir: Path) -> Iterator[None]:
-    """Held by each rank while it may write to the run folder; shared among the ranks."""
+    """Held by each rank while it may write to the run folder, which is made where it isn't there; shared among the ranks."""
+    run_dir.mkdir(parents=True, exist_ok=True)
     with _held(run_dir / WORKERS_LOCK_NAME, run_dir, fcntl.LOCK_SH, wait_seconds=_ORPHANS_SECONDS):
         yield
 

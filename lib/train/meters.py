@@ -21,6 +21,8 @@ from lib.train.times import StepTimes, times_summary
 
 METRICS_NAME = "metrics.jsonl"
 TIMINGS_NAME = "timings.jsonl"
+LOG_NAMES = (METRICS_NAME, TIMINGS_NAME)
+"""They are part of each checkpoint, up to its step."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class StepReport:
 
 
 class StepLog:
-    """A JSON-lines file with one line a step. A resumed run cuts what a killed one had written past its checkpoint."""
+    """A JSON-lines file with one line a step. A resumed run cuts what a killed one had written past its checkpoint.
+
+    A checkpoint holds a copy that has been flushed to the disk, so no line is lost that a later run needs.
+    """
 
     def __init__(self, path: Path, *, resume_step: int, steps_before: int = 0) -> None:
         """Keep the lines of steps steps_before + 1 to resume_step and go on after them.
@@ -57,7 +62,7 @@ class StepLog:
         kept = [row for row in read_rows(path) if row["step"] <= resume_step]
         if [row["step"] for row in kept] != list(range(steps_before + 1, resume_step + 1)):
             raise ArtifactCorruptError(
-                f"{path}: doesn't hold steps {steps_before + 1} to {resume_step}; remove the run folder and start again"
+                f"{path}: doesn't hold steps {steps_before + 1} to {resume_step}; remove the run's checkpoints and start again"
             )
         self._path = path
         fresh = path.with_name(f".{path.name}.new")
@@ -78,10 +83,6 @@ class StepLog:
                 f"{self._path}: can't write step {row['step']}: {error}. Free disk space there and run again: it goes on from "
                 "the last published checkpoint, which is untouched"
             ) from error
-
-    def sync(self) -> None:
-        """Not even a power failure loses what was written before this call."""
-        os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         self._stream.close()

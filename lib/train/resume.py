@@ -1,15 +1,14 @@
 """A new run that goes on from the state of a finished one."""
 
-import os
-import shutil
 from pathlib import Path
 
-from lib.core.artifact import link_or_copy, stage_artifact, verify
-from lib.core.errors import ConfigError, ModelError
+from lib.core.artifact import verify
+from lib.core.errors import ConfigError, InfraError, ModelError
 from lib.core.manifest import canonical_json
-from lib.train.checkpoint import FACTS_NAME, KIND, checkpoint_folder, read_facts
-from lib.train.meters import METRICS_NAME
-from lib.train.supervise import CHECKPOINTS
+from lib.train.checkpoint import FACTS_NAME, KIND, read_facts, step_name
+from lib.train.folder_shelf import StoredFolder
+from lib.train.meters import METRICS_NAME, TIMINGS_NAME
+from lib.train.shelf import Shelf
 
 STATE = "state"
 """Folder of a checkpoint artifact that holds its training state."""
@@ -28,7 +27,7 @@ def steps_before(checkpoint: Path | None, *, steps: int, model_digest: str) -> i
     if checkpoint is None:
         return 0
     verify(checkpoint, "checkpoint")
-    facts = read_facts(checkpoint / STATE)
+    facts = read_facts(StoredFolder(checkpoint / STATE))
     if facts["model"] != model_digest:
         raise ModelError(
             f"{checkpoint}: resume_from was trained from model {facts['model'][:12]}, this run's is {model_digest[:12]}; give "
@@ -41,19 +40,24 @@ def steps_before(checkpoint: Path | None, *, steps: int, model_digest: str) -> i
     return int(facts["step"])
 
 
-def begin_from(checkpoint: Path, run_dir: Path, identity: str) -> int:
+def begin_from(checkpoint: Path, shelf: Shelf, identity: str, token: str) -> int:
     """Make the state of a checkpoint artifact the first checkpoint of a new run, with the metrics of its steps; its step.
 
-    A kill in between leaves nothing that the next call minds.
+    Args:
+        token: of the start that has claimed the shelf.
+    Raises:
+        InfraError: it can't be written there.
     """
-    facts = read_facts(checkpoint / STATE)
-    fresh = run_dir / f".{METRICS_NAME}.begun"
-    shutil.copyfile(checkpoint / METRICS_NAME, fresh)
-    os.replace(fresh, run_dir / METRICS_NAME)
-    with stage_artifact(checkpoint_folder(run_dir / CHECKPOINTS, facts["step"]), KIND) as staged:
-        for path in sorted((checkpoint / STATE).iterdir()):
-            if path.name != FACTS_NAME:
-                link_or_copy(path, staged.path / path.name)
-        (staged.path / FACTS_NAME).write_text(canonical_json({**facts, "identity": identity}), encoding="utf-8")
-        staged.meta.update(step=facts["step"], num_ranks=facts["num_ranks"])
+    state = checkpoint / STATE
+    facts = read_facts(StoredFolder(state))
+    draft = shelf.draft(step_name(facts["step"]), token)
+    try:
+        written = {path.name: draft.add(path.name, path) for path in sorted(state.iterdir()) if path.name != FACTS_NAME}
+        written[FACTS_NAME] = draft.write(FACTS_NAME, memoryview(canonical_json({**facts, "identity": identity}).encode()))
+        written[METRICS_NAME] = draft.add(METRICS_NAME, checkpoint / METRICS_NAME)
+        written[TIMINGS_NAME] = draft.write(TIMINGS_NAME)  # of the other run's machine
+        draft.publish(KIND, written, meta={"step": facts["step"], "num_ranks": facts["num_ranks"]})
+    except OSError as error:
+        draft.discard()
+        raise InfraError(f"{draft}: can't begin with {checkpoint}: {error}. {shelf.remedy} and run again") from error
     return int(facts["step"])

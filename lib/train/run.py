@@ -1,6 +1,7 @@
 """A training run as its driver sees it: check the inputs, start the ranks, and make an artifact of what they leave."""
 
-import shutil
+import os
+import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 from lib.cluster.group import Event, GroupFactory, Worker
 from lib.config.recipes import TrainJob
 from lib.config.rows import Kind
-from lib.core.artifact import Staged, link_or_copy, read_manifest, verify
+from lib.core.artifact import Staged, read_manifest, verify
 from lib.core.errors import ModelError
-from lib.core.manifest import Json, canonical_json, digest_of, file_sha256
+from lib.core.manifest import Json, canonical_json, digest_of
 from lib.data.examples import mixture_digest, open_mixture
 from lib.data.schemas.arrow import TYPE_OF
 from lib.data.stats import PackingReport, packing_report
@@ -19,15 +20,18 @@ from lib.models.hf_fallback import is_fallback
 from lib.models.hf_io import read_spec
 from lib.models.logit_report import LogitReport
 from lib.parallel.plan import check_plan
-from lib.train.checkpoint import checkpoint_folder, read_values
+from lib.train.checkpoint import KIND, read_values, step_name
+from lib.train.folder_shelf import StoredFolder
+from lib.train.handover import take_over
 from lib.train.lock import run_lock
-from lib.train.meters import METRICS_NAME, TIMINGS_NAME, read_rows, speed_summary
+from lib.train.meters import LOG_NAMES, METRICS_NAME, TIMINGS_NAME, read_rows, speed_summary
 from lib.train.model_folder import WEIGHTS
 from lib.train.resume import STATE, begin_from, steps_before
-from lib.train.supervise import CHECKPOINTS, Progress, resume_step, tell, train_with_restarts
+from lib.train.run_home import open_shelf
+from lib.train.shelf import Shelf
+from lib.train.supervise import CHECKPOINTS, Progress, Start, resume_step, tell, train_with_restarts
 from lib.train.tracker import track
 
-EXPORT = "export"
 _NOT_DECISIVE: Any = {
     "nodes": True,
     "gpus_per_node": True,
@@ -53,6 +57,14 @@ _NOT_DECISIVE: Any = {
 
 
 @dataclass(frozen=True)
+class Origins:
+    """Addresses where a node can fetch what it is given."""
+
+    model: str
+    data: str
+
+
+@dataclass(frozen=True)
 class RunInputs:
     """What a run is given, and where it is."""
 
@@ -63,9 +75,14 @@ class RunInputs:
     report: LogitReport
     """Of the model."""
     run_dir: Path
-    """The run's own folder; on several nodes, on a file system that all of them share."""
+    """The run's own folder."""
     resume_from: Path | None = None
     """Artifact: the checkpoint of an earlier run, from whose state this one goes on; None: it begins with the model."""
+    home: str | None = None
+    """Address of an object store, as fsspec knows it, that keeps the run's checkpoints; None: the run folder keeps them, which
+    all nodes share then."""
+    origins: Origins | None = None
+    """For nodes that lack model_dir or data_dir, which are at their places in the artifact store; None: all nodes have them."""
 
 
 def run_training(
@@ -79,18 +96,19 @@ def run_training(
     group_factory: GroupFactory,
     progress: Progress,
 ) -> None:
-    """Train and fill `out`, an artifact of kind "checkpoint": state/, metrics.jsonl, train_report.json, and what rank 0 wrote
-    into the folder EXPORT of the run.
+    """Train and fill `out`, an artifact of kind "checkpoint": state/, metrics.jsonl, train_report.json, and what rank 0 handed
+    over (see lib/train/handover.py).
 
     A run that was killed, driver and all, goes on from its last checkpoint when it is called again with the same job and
-    run folder, and ends in the same bits.
+    the same run folder or home, and ends in the same bits.
 
     Args:
         recipe: its name; seeds and identity depend on it.
         worker: its ranks. `train` takes the job as plain values and a place: "recipe", "model_dir", "data_dir", "run_dir",
-            "identity", "resume_step" (0: from the model); "model" and "resume_from", the digests of the model and of the
-            checkpoint that the run begins with, which has "steps_before" behind it. What it gives stands in train_report.json:
-            "mask_preview_html", and what else the recipe's page shows.
+            "home", "identity"; "resume_step" (0: from the model) and "start", of the `Start`; "model" and "resume_from", the
+            digests of the model and of the checkpoint that the run begins with, which has "steps_before" behind it; "origins"
+            of folders that a node may lack. What it gives stands in train_report.json: "mask_preview_html", and what else the
+            recipe's page shows.
         out: its lineage, with what the caller has put there, becomes tags of the tracked run.
         kind: of the examples.
         progress: called with the number of steps done and figures to show beside it (see lib/train/supervise.py `tell`).
@@ -108,13 +126,17 @@ def run_training(
     _check_admitted(inputs.report, model.digest, job)
     data_digest = _data_digest(job, inputs.data_dir, data.digest, kind)
     place = _place(recipe, job, inputs, model_digest=model.digest, data_digest=data_digest)
-    identity, values = place["identity"], job.model_dump(mode="json")
+    shelf, identity, values = open_shelf(place["home"]), place["identity"], job.model_dump(mode="json")
     out.lineage.update(model=model.digest, data=data_digest, job=digest_of(values))
     out.lineage.update({"resume_from": place["resume_from"]} if place["resume_from"] else {})
 
-    def start_at() -> int:
-        step = resume_step(run_dir, identity)
-        return begin_from(inputs.resume_from, run_dir, identity) if inputs.resume_from and not step else step
+    def begin() -> Start:
+        token = secrets.token_hex(8)
+        shelf.claim(token)
+        step = resume_step(shelf, identity)
+        if inputs.resume_from and not step:
+            step = begin_from(inputs.resume_from, shelf, identity, token)
+        return Start(step, token)
 
     with run_lock(run_dir), track(job.config.tracking, identity, values, out.lineage) as tracked:
 
@@ -124,16 +146,16 @@ def run_training(
 
         result = train_with_restarts(
             worker,
-            lambda step: [values, {**place, "resume_step": step}],
+            lambda start: [values, {**place, "resume_step": start.step, "start": start.token}],
             shape=job.shape,
             cluster=job.config.cluster,
             train=job.config.train,
-            start_at=start_at,
+            begin=begin,
             group_factory=group_factory,
             on_event=on_event,
         )
-        packing = _fill(out, job, run_dir, result)
-    speed = speed_summary(read_rows(run_dir / TIMINGS_NAME))
+        packing, timings = _fill(out, job, shelf, result)
+    speed = speed_summary(timings)
     spent = speed["part_seconds"]
     waste = packing.waste(train_seconds=speed["train_seconds"], stall_seconds=spent["data"], straggler_seconds=spent["wait"])
     out.info.update(
@@ -153,8 +175,11 @@ def _place(recipe: str, job: TrainJob, inputs: RunInputs, *, model_digest: str, 
     from_digest = read_manifest(begun).digest if begun else None
     identity = run_identity(recipe, job, model_digest=model_digest, data_digest=data_digest, from_digest=from_digest)
     folders = {"model_dir": str(inputs.model_dir), "data_dir": str(inputs.data_dir), "run_dir": str(inputs.run_dir)}
+    folders["home"] = inputs.home or str(inputs.run_dir / CHECKPOINTS)
+    given = inputs.origins
+    origins = {str(inputs.model_dir): given.model, str(inputs.data_dir): given.data} if given else {}
     names = {"recipe": recipe, "identity": identity, "model": model_digest, "resume_from": from_digest}
-    return {**folders, **names, "steps_before": before}
+    return {**folders, **names, "origins": origins, "steps_before": before}
 
 
 def run_identity(recipe: str, job: TrainJob, *, model_digest: str, data_digest: str, from_digest: str | None = None) -> str:
@@ -193,28 +218,26 @@ def _check_admitted(report: LogitReport, model_digest: str, job: TrainJob) -> No
         )
 
 
-def _fill(out: Staged, job: TrainJob, run_dir: Path, result: Json) -> PackingReport:
-    """Everything in `out` is a function of the job and its inputs: nothing of the clock, nothing of restarts."""
-    final = checkpoint_folder(run_dir / CHECKPOINTS, job.steps)
-    for entry in verify(final).files:
-        link_or_copy(final / entry.path, out.path / STATE / entry.path)
-        out.known_sha256[f"{STATE}/{entry.path}"] = entry.sha256
+def _fill(out: Staged, job: TrainJob, shelf: Shelf, result: Json) -> tuple[PackingReport, list[Json]]:
+    """Everything in `out` is a function of the job and its inputs: nothing of the clock, nothing of restarts. Returns what
+    the clock said beside it: the rows of timings.jsonl."""
+    state = out.path / STATE
+    for entry in shelf.take(step_name(job.steps), KIND, state).files:
+        out.known_sha256[entry.path if entry.path == METRICS_NAME else f"{STATE}/{entry.path}"] = entry.sha256
+    rows, timings = (read_rows(state / name) for name in LOG_NAMES)
+    os.replace(state / METRICS_NAME, out.path / METRICS_NAME)
+    (state / TIMINGS_NAME).unlink()
     weights = {}
-    for path in sorted(path for path in (run_dir / EXPORT).rglob("*") if path.is_file()):
-        name = path.relative_to(run_dir / EXPORT)
-        link_or_copy(path, out.path / name)
-        if path.suffix == ".safetensors":
-            out.known_sha256[name.as_posix()] = file_sha256(path)
-            if name.parts[0] == WEIGHTS:
-                weights[name.relative_to(WEIGHTS).as_posix()] = out.known_sha256[name.as_posix()]
-    shutil.copyfile(run_dir / METRICS_NAME, out.path / METRICS_NAME)
-    rows = read_rows(run_dir / METRICS_NAME)
+    for entry in take_over(shelf, out.path).files:
+        out.known_sha256[entry.path] = entry.sha256
+        if entry.path.startswith(f"{WEIGHTS}/") and entry.path.endswith(".safetensors"):
+            weights[entry.path.removeprefix(f"{WEIGHTS}/")] = entry.sha256
     curves = {key: [row[key] for row in rows] for key in rows[0] if key != "sample_ids"}
-    packing = packing_report(merge_states([values["data"] for values in read_values(final)]))
+    packing = packing_report(merge_states([values["data"] for values in read_values(StoredFolder(state))]))
     shown = {key: value for key, value in result.items() if key != "restarts"}
     train_report = {"curves": curves, "packing": packing.to_json(), **shown}
     (out.path / "train_report.json").write_text(canonical_json({**train_report, "job": job.model_dump(mode="json")}))
     totals = ("num_tokens", "num_targets", "num_slots")
     out.counts.update(steps=job.steps, **{key: sum(row[key] for row in rows) for key in totals})
     out.meta.update(format="huggingface", step=job.steps, weights_digest=digest_of(weights), loss_last=rows[-1]["loss"])
-    return packing
+    return packing, timings

@@ -2,21 +2,31 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Protocol
 
 from lib.cluster.group import Deadlines, Event, GroupFactory, Worker
 from lib.cluster.stop import Stop
 from lib.config.parallel import ClusterConfig, ClusterShape
 from lib.config.train import TrainConfig
-from lib.core.artifact import remove_stale_staging
 from lib.core.errors import ConfigError, PreemptedError, WorkerDiedError
 from lib.core.manifest import Json
-from lib.train.checkpoint import checkpoint_folder, latest_valid, read_facts
+from lib.train.checkpoint import latest_valid, read_facts, step_name
 from lib.train.environment import cpu_environment
+from lib.train.shelf import Shelf
 
 CHECKPOINTS = "checkpoints"
 _LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a group of ranks."""
+
+    step: int
+    """Of the checkpoint that it goes on from; 0: it begins at the beginning."""
+    token: str
+    """Names it: what it writes to the run's shelf is kept apart from what other starts write."""
 
 
 class Progress(Protocol):
@@ -34,42 +44,39 @@ def tell(progress: Progress, event: Event) -> None:
         progress(event["step"], **{event["kind"]: event.get("phase") or str(event["restarts"])})
 
 
-def resume_step(run_dir: Path, identity: str) -> int:
+def resume_step(shelf: Shelf, identity: str) -> int:
     """Step of the newest checkpoint that can be believed; 0 to begin at the beginning. Call while holding the run's lock.
 
     Raises:
-        ConfigError: the folder holds a run of another job.
+        ConfigError: the shelf holds checkpoints of another job.
     """
-    root = run_dir / CHECKPOINTS
-    root.mkdir(parents=True, exist_ok=True)
-    remove_stale_staging(root)
-    step = latest_valid(root)
+    step = latest_valid(shelf)
     if step is None:
         return 0
-    found = read_facts(checkpoint_folder(root, step))["identity"]
+    found = read_facts(shelf.open(step_name(step)))["identity"]
     if found != identity:
         raise ConfigError(
-            f"{run_dir}: holds checkpoints of another job ({found[:12]}, this one is {identity[:12]}); use another run folder"
+            f"{shelf}: holds checkpoints of another job ({found[:12]}, this one is {identity[:12]}); use another run folder"
         )
     return step
 
 
 def train_with_restarts(
     worker_class: type[Worker],
-    arguments: Callable[[int], list[Json]],
+    arguments: Callable[[Start], list[Json]],
     *,
     shape: ClusterShape,
     cluster: ClusterConfig,
     train: TrainConfig,
-    start_at: Callable[[], int],
+    begin: Callable[[], Start],
     group_factory: GroupFactory,
     on_event: Callable[[Event], None],
 ) -> Json:
     """Call `train` on a group, again after each death of a worker, at most `train.max_restarts` times.
 
     Args:
-        arguments: step to go on after (0: none) -> arguments of the worker's `train`.
-        start_at: that step, asked for before every start.
+        arguments: of the worker's `train`, for a start.
+        begin: asked before every start where it goes on from.
     Returns:
         Rank 0's result, with "restarts".
     Raises:
@@ -85,12 +92,12 @@ def train_with_restarts(
 
     restarts, stop = 0, Stop(train.grace_seconds)
     while True:
-        step = start_at()
+        start = begin()
         try:
             # The handler comes after the group: Ray sets one of its own when it starts.
             with group_factory(worker_class, shape, env=env, deadlines=deadlines) as group, stop.on_sigterm():
                 seconds = train.step_deadline_seconds
-                result: Json = group.call("train", *arguments(step), deadline_seconds=seconds, on_events=pass_on, stop=stop)
+                result: Json = group.call("train", *arguments(start), deadline_seconds=seconds, on_events=pass_on, stop=stop)
                 return {**result, "restarts": restarts}
         except WorkerDiedError as error:
             if stop.requested:
@@ -99,4 +106,4 @@ def train_with_restarts(
                 raise
             restarts += 1
             _LOGGER.warning("%s; start %d of at most %d", error, restarts + 1, train.max_restarts + 1)
-            on_event({"kind": "restart", "restarts": restarts, "step": step, "cause": str(error)})
+            on_event({"kind": "restart", "restarts": restarts, "step": start.step, "cause": str(error)})

@@ -66,7 +66,7 @@ def _containers(pod: dict[str, Any]) -> dict[str, str]:
     return dict(container["resources"]["limits"])
 
 
-def _check_ray(custom: dict[str, Any], *, nodes: int, gpus: int, accelerator: str | None = None) -> None:
+def _check_ray(custom: dict[str, Any], *, nodes: int, gpus: int, accelerator: str | None = None, shared: bool = True) -> None:
     """[I11] the cluster ends with its job; GPUs are asked for by workers and by nobody else. [I13] Secrets come by name."""
     assert custom["shutdownAfterJobFinishes"] is True
     assert custom["ttlSecondsAfterFinished"] == 300
@@ -93,6 +93,9 @@ def _check_ray(custom: dict[str, Any], *, nodes: int, gpus: int, accelerator: st
         assert volumes["shm"]["emptyDir"]["sizeLimit"].endswith("Gi")
         mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
         assert mounts == {"shm": "/dev/shm", "postflyte-home": "/postflyte"}
+        home = volumes["postflyte-home"]
+        assert home.get("persistentVolumeClaim") == ({"claimName": "postflyte-home"} if shared else None)
+        assert ("emptyDir" in home) == (not shared)
 
 
 def test_every_task_has_an_image_of_ours_resources_and_retries(tasks: dict[str, dict[str, Any]]) -> None:
@@ -216,7 +219,8 @@ with FlyteContextManager.with_context(ctx) as ctx:
     with FlyteContextManager.with_context(ctx.with_execution_state(state)) as ctx:
         job = SftJob.parse({"learning_rate": 1e-5, "steps": 100, "sequence_length": 512, "nodes": nodes, "gpus_per_node": gpus,
             "config": {"train": {"rows_per_step": 512},
-                "cluster": {"accelerator": "NVIDIA-H100-80GB-HBM3" if gpus else None, "interruptible": spot},
+                "cluster": {"accelerator": "NVIDIA-H100-80GB-HBM3" if gpus else None, "interruptible": spot,
+                    "checkpoint_home": sys.argv[5] or None},
                 "data": {"num_streams": 512, "tokenize_first": sys.argv[3] == "tokens"}}}, where="test")
         shown = []
         for entity, inputs in (
@@ -238,20 +242,27 @@ print(json.dumps(shown))
 
 
 @pytest.mark.parametrize(
-    ("nodes", "gpus", "rows", "machines"),
-    [(1, 0, "rows", "own"), (1, 8, "tokens", "spot"), (4, 8, "rows", "spot"), (64, 8, "rows", "own")],
+    ("nodes", "gpus", "rows", "machines", "home"),
+    [
+        (1, 0, "rows", "own", ""),
+        (1, 8, "tokens", "spot", ""),
+        (4, 8, "rows", "spot", "s3://bucket/runs"),
+        (64, 8, "rows", "own", ""),
+    ],
 )
-def test_clusters_are_sized_by_the_inputs(nodes: int, gpus: int, rows: str, machines: str) -> None:
+def test_clusters_are_sized_by_the_inputs(nodes: int, gpus: int, rows: str, machines: str, home: str) -> None:
     """[I12] compiled as propeller would, each size in a process of its own: an override lasts as long as its process. Rows are
     tokenised before the cluster starts where that is asked for. Spot machines are for the nodes that ask for them; of the
-    others nothing is said, which leaves the choice to who starts the execution."""
-    command = [sys.executable, "-c", COMPILE, str(nodes), str(gpus), rows, machines]
+    others nothing is said, which leaves the choice to who starts the execution. Nodes that keep checkpoints in a store mount no
+    common volume."""
+    command = [sys.executable, "-c", COMPILE, str(nodes), str(gpus), rows, machines, home]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     train, evaluate = json.loads(result.stdout.splitlines()[-1])
     assert train["image"] == evaluate["image"] == IMAGES["train"]
     assert train["interruptible"] is evaluate["interruptible"] is (True if machines == "spot" else None)
-    _check_ray(train["custom"], nodes=nodes, gpus=gpus, accelerator="NVIDIA-H100-80GB-HBM3" if gpus else None)
+    accelerator = "NVIDIA-H100-80GB-HBM3" if gpus else None
+    _check_ray(train["custom"], nodes=nodes, gpus=gpus, accelerator=accelerator, shared=not home)
     _check_ray(evaluate["custom"], nodes=nodes, gpus=gpus)
     assert train["name"] == f"tasks.train.train{'_tokens' if rows == 'tokens' else ''}_on_ray"
     assert train["beside"] == (["tasks.tokenize.take_tokenizer", "tasks.tokenize.tokenize"] if rows == "tokens" else [])

@@ -22,7 +22,8 @@ import torch
 
 from lib.core.artifact import verify
 from lib.core.errors import PostflyteError
-from lib.train.checkpoint import KIND, checkpoint_folder, latest_valid, published_steps
+from lib.train.checkpoint import KIND, latest_valid, published_steps, step_name
+from lib.train.folder_shelf import FolderShelf
 from tests.faults import victim
 
 NUM_RANKS = (1, 2, 4)
@@ -84,7 +85,7 @@ def run_io_errors(root: Path, *, every: int = 1) -> dict[str, Any]:
                 break  # there is no call of that number
             num_trials += 1
             reached[call] += exit_code == 3
-            if not published_steps(home):
+            if not published_steps(FolderShelf(home)):
                 problems.append(f"{home.name}: no checkpoint is left")
             problems += _problems(home, expected, [exit_code], {0, 3} if call == "fsync" else {0, 3, 4})
             shutil.rmtree(home, ignore_errors=True)
@@ -102,13 +103,13 @@ def run_bitflips(root: Path, num_trials: int, *, seed: int) -> dict[str, Any]:
     for number in range(num_trials):
         home = root / f"flip-{number}"
         shutil.copytree(root / "seed", home)
-        newest, before = published_steps(home)
-        path = rng.choice(sorted(file for file in checkpoint_folder(home, newest).iterdir()))
+        newest, before = published_steps(FolderShelf(home))
+        path = rng.choice(sorted(file for file in (home / step_name(newest)).iterdir()))
         content = bytearray(path.read_bytes())
         bit = rng.randrange(8 * len(content))
         content[bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
-        found = latest_valid(home)
+        found = latest_valid(FolderShelf(home))
         if found != before:
             problems.append(f"{home.name}: bit {bit} of {path.name}: step {found} was taken, not {before}")
         if number % FULL_RESUME_EVERY == 0 and not torch.equal(victim.run(home), expected):
@@ -139,8 +140,8 @@ def _problems(
         elif code not in allowed:
             yield f"{home.name}: exit code {code}"
     try:
-        for step in published_steps(home) if home.exists() else []:
-            verify(checkpoint_folder(home, step), KIND)
+        for step in published_steps(FolderShelf(home)) if home.exists() else []:
+            verify(home / step_name(step), KIND)
         if not torch.equal(victim.run(home, num_ranks), expected):
             yield f"{home.name}: resumed to other bits"
     except PostflyteError as error:

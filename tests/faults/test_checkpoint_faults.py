@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lib.core.artifact import verify
-from lib.train.checkpoint import KIND, checkpoint_folder, published_steps
+from lib.train.checkpoint import KIND, published_steps, step_name
+from lib.train.folder_shelf import FolderShelf
 from tests.faults import store_drill, victim
 
 NUM_RANDOM_KILLS = 12
@@ -28,9 +29,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
 
 
 def _all_valid(root: Path) -> list[int]:
-    steps = published_steps(root)
+    steps = published_steps(FolderShelf(root))
     for step in steps:
-        verify(checkpoint_folder(root, step), KIND)
+        verify(root / step_name(step), KIND)
     return steps
 
 
@@ -55,7 +56,7 @@ def test_a_kill_at_every_event_of_saving_loses_nothing(
         kills += 1
     assert child.exitcode == 0 and kills >= 10
     assert torch.equal(victim.run(root), expected)
-    assert published_steps(root) == [victim.STEPS, victim.STEPS - 1]
+    assert published_steps(FolderShelf(root)) == [victim.STEPS, victim.STEPS - 1]
 
 
 @pytest.mark.timeout(600)

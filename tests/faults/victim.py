@@ -9,6 +9,7 @@ limit on their size.
 import errno
 import os
 import resource
+import secrets
 import signal
 import sys
 import threading
@@ -18,9 +19,10 @@ from typing import Any
 
 import torch
 
-from lib.core.artifact import remove_stale_staging
-from lib.train.checkpoint import CheckpointStore, checkpoint_folder, latest_valid, load_state
+from lib.train.checkpoint import CheckpointStore, latest_valid, load_state, step_name
 from lib.train.retention import Retention
+from lib.train.run_home import open_shelf
+from lib.train.shelf import Shelf, Stored
 from lib.train.state import Fetch, Piece, TrainState, Values
 
 STEPS = 6
@@ -54,28 +56,34 @@ class Weights:
         self.tensor = fetch("tensor", (self.start,), tuple(self.tensor.shape)).clone()
 
 
+def state_of(weights: Weights) -> TrainState:
+    state = TrainState()
+    state.register("weights", weights)
+    return state
+
+
 class _Rank:
     """One rank's weights, registry and store."""
 
-    def __init__(self, root: Path, rank: int, num_ranks: int) -> None:
+    def __init__(self, shelf: Shelf, rank: int, num_ranks: int, start: str) -> None:
         self.place = {"rank": rank, "num_ranks": num_ranks}
-        self.weights, self.seen, self.state = Weights(rank, num_ranks), {"steps": 0}, TrainState()
-        self.state.register("weights", self.weights)
+        self.weights, self.seen = Weights(rank, num_ranks), {"steps": 0}
+        self.state = state_of(self.weights)
         self.state.register("seen", Values(lambda: dict(self.seen), self.seen.update))
-        self.store = CheckpointStore(root, keep=Retention(2), **self.place)
+        self.store = CheckpointStore(shelf, keep=Retention(2), start=start, **self.place)
 
-    def load(self, folder: Path) -> None:
-        load_state(folder, self.state, layout={}, **self.place)
+    def load(self, stored: Stored) -> None:
+        load_state(stored, self.state, layout={}, **self.place)
 
 
-def run(root: Path, num_ranks: int = 1, last_step: int = STEPS) -> torch.Tensor:
+def run(home: str | Path, num_ranks: int = 1, last_step: int = STEPS) -> torch.Tensor:
     """Go on from the newest checkpoint, by however many ranks, to the last step, saving after each; all the weights."""
-    root.mkdir(parents=True, exist_ok=True)
-    remove_stale_staging(root)
-    begun = latest_valid(root) or 0
-    ranks = [_Rank(root, rank, num_ranks) for rank in range(num_ranks)]
+    shelf, start = open_shelf(str(home)), secrets.token_hex(4)
+    shelf.claim(start)
+    begun = latest_valid(shelf) or 0
+    ranks = [_Rank(shelf, rank, num_ranks, start) for rank in range(num_ranks)]
     for rank in ranks if begun else []:
-        rank.load(checkpoint_folder(root, begun))
+        rank.load(shelf.open(step_name(begun)))
         assert rank.seen["steps"] == begun
     for step in range(begun + 1, last_step + 1):
         for rank in ranks:

@@ -1,13 +1,16 @@
 """Equal content is one folder in the store, and a damaged one never stays."""
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from lib.core.artifact import stage_artifact, verify
-from lib.core.errors import ArtifactCorruptError
+from lib.core.errors import ArtifactCorruptError, InfraError
 from lib.core.paths import artifact_store
-from lib.core.store import keep, new_workspace
+from lib.core.store import bring, keep, new_workspace
 
 
 def _artifact(folder: Path, text: str) -> Path:
@@ -65,3 +68,26 @@ def test_workspaces_of_dead_processes_are_removed(fresh_home: Path) -> None:
     assert not dead.exists()
     new_workspace()
     assert mine.exists()
+
+
+def test_a_node_fetches_what_it_lacks_once_and_believes_it_only_whole(fresh_home: Path, tmp_path: Path) -> None:
+    """[I2] Several ranks of a node ask at the same time. What is there isn't fetched; a damaged origin never enters."""
+    kept, origin = keep(_artifact(tmp_path, "one")), "memory://elsewhere/thing"
+    store, text = MemoryFileSystem(), (kept / "a.txt").read_bytes()
+    for path in kept.iterdir():
+        store.pipe_file(f"/elsewhere/thing/{path.name}", path.read_bytes())
+    bring(kept, "memory://elsewhere/nothing")
+    shutil.rmtree(kept)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        list(pool.map(lambda _: bring(kept, origin), range(4)))
+    assert verify(kept).kind == "note" and (kept / "a.txt").read_bytes() == text
+    assert not list((artifact_store() / "incoming").glob("*/thing"))
+    with pytest.raises(InfraError, match=r"belongs at .*, expected at .*other; give all nodes the same POSTFLYTE_HOME"):
+        bring(kept.with_name("other"), origin)
+    shutil.rmtree(kept)
+    with pytest.raises(InfraError, match="memory://elsewhere/nothing: can't be fetched: FileNotFoundError"):
+        bring(kept, "memory://elsewhere/nothing")
+    store.pipe_file("/elsewhere/thing/a.txt", b"two")
+    with pytest.raises(ArtifactCorruptError, match=r"a\.txt"):
+        bring(kept, origin)
+    assert not kept.exists()

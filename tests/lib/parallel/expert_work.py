@@ -25,7 +25,8 @@ from lib.parallel.experts import deal_experts, loads_of_all_ranks
 from lib.parallel.load import full_tensors, load_sharded, whole
 from lib.parallel.mesh import build_mesh
 from lib.parallel.reduce import all_reduce_sum, clip_grad_norm
-from lib.train.checkpoint import CheckpointStore, Retention, checkpoint_folder, load_state
+from lib.train.checkpoint import CheckpointStore, Retention, load_state, step_name
+from lib.train.folder_shelf import FolderShelf
 from lib.train.optim import build_optimizer, set_learning_rate
 from lib.train.state import ModelAndOptimizer, TrainState
 from tests.lib.parallel.work import share, shift_adapters
@@ -150,7 +151,7 @@ def train(folder: Path, out: Path, plan: Plan) -> dict[str, Any]:
         steps.append(run.step())
         clip_grad_norm(run.module.parameters(), 1.0)
     state = run.wholes()
-    store = CheckpointStore(out, keep=Retention(1), rank=rank, num_ranks=dist.get_world_size())
+    store = CheckpointStore(FolderShelf(out), keep=Retention(1), rank=rank, num_ranks=dist.get_world_size())
     store.save_async(NUM_STEPS, run.state(), {"layout": plan, "loss": 0.0})
     store.wait_for_part()
     dist.barrier()
@@ -169,7 +170,11 @@ def go_on(folder: Path, saved: Path, plan: Plan) -> dict[str, Any]:
     """What of the state is not what was saved, and the next step."""
     run = Run(folder, plan)
     load_state(
-        checkpoint_folder(saved, NUM_STEPS), run.state(), rank=dist.get_rank(), num_ranks=dist.get_world_size(), layout=plan
+        FolderShelf(saved).open(step_name(NUM_STEPS)),
+        run.state(),
+        rank=dist.get_rank(),
+        num_ranks=dist.get_world_size(),
+        layout=plan,
     )
     before, after = load_file(saved / "state.safetensors"), run.wholes()
     wrong = sorted(before.keys() ^ after.keys()) + [name for name in before if not torch.equal(before[name], after[name])]

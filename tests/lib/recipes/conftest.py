@@ -19,7 +19,7 @@ from lib.models.admit import admit_model
 from lib.models.logit_report import LogitReport
 from lib.models.verify import build_logit_report
 from lib.recipes.sft import run_sft
-from lib.train.run import RunInputs
+from lib.train.run import Origins, RunInputs
 from tests.tiny import tiny_model
 
 NUM_ROWS = 40
@@ -34,6 +34,9 @@ class Inputs:
     data: Path
     report: LogitReport
     resume_from: Path | None = None
+    home: str | None = None
+    """Address of the store that keeps the run's checkpoints; None: its folder."""
+    origins: Origins | None = None
 
 
 @dataclass
@@ -106,7 +109,7 @@ def train(
 
 
 def fill(inputs: Inputs, settings: SftJob, staged: Staged, *, run_dir: Path, shown: Shown, factory: GroupFactory) -> None:
-    given = RunInputs(inputs.model, inputs.data, inputs.report, run_dir, inputs.resume_from)
+    given = RunInputs(inputs.model, inputs.data, inputs.report, run_dir, inputs.resume_from, inputs.home, inputs.origins)
     run_sft(settings, given, staged, group_factory=factory, progress=shown)
 
 

@@ -10,6 +10,7 @@ from lib.config.recipes import SftJob
 from lib.core.errors import PreemptedError
 from lib.core.manifest import Manifest
 from lib.train.checkpoint import published_steps
+from lib.train.folder_shelf import FolderShelf
 from tests.lib.recipes.conftest import Inputs, job, metrics, train
 from tests.lib.recipes.signalled import TOLD_AT, TRACED, ToldWorker, group_of
 
@@ -35,7 +36,7 @@ def test_sigterm_to_the_driver_saves_and_the_run_goes_on_bit_for_bit(
     with pytest.raises(PreemptedError, match=rf"SIGTERM ended the run after step {TOLD_AT + 1} of {STEPS}, which is saved"):
         train(inputs, long_job(**TRACED), tmp_path, group_factory=told)
     assert signal.getsignal(signal.SIGTERM) == before
-    assert published_steps(tmp_path / "run" / "checkpoints") == [TOLD_AT + 1]
+    assert published_steps(FolderShelf(tmp_path / "run" / "checkpoints")) == [TOLD_AT + 1]
     assert train(inputs, long_job(), tmp_path).digest == uninterrupted[1].digest
 
 
@@ -46,7 +47,7 @@ def test_sigterm_to_one_rank_stops_all_after_the_same_step(
     """[F1] Rank 1 of 2 alone is told. One rank goes on from what both saved, with the same samples and losses."""
     with pytest.raises(PreemptedError, match=r"which is saved; run again to go on \[rank \d of 2"):
         train(inputs, long_job(ranks=2, **TRACED), tmp_path, group_factory=group_of(ToldWorker))
-    assert published_steps(tmp_path / "run" / "checkpoints") == [TOLD_AT + 1]
+    assert published_steps(FolderShelf(tmp_path / "run" / "checkpoints")) == [TOLD_AT + 1]
     train(inputs, long_job(), tmp_path)
     for row, same in zip(metrics(uninterrupted[0]), metrics(tmp_path / "checkpoint"), strict=True):
         assert sorted(row["sample_ids"]) == sorted(same["sample_ids"])

@@ -12,8 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from lib.core.artifact import verify
-from lib.train.checkpoint import KIND, CheckpointStore, checkpoint_folder, load_state, published_steps
+from lib.train.checkpoint import KIND, CheckpointStore, load_state, published_steps, step_name
+from lib.train.folder_shelf import FolderShelf
 from lib.train.retention import Retention
 from lib.train.state import Fetch, Piece, TrainState, piece_of
 
@@ -67,7 +67,7 @@ def _fsdp_of_rows(mesh: DeviceMesh, whole: torch.Tensor) -> DTensor:
 def save_and_read(root: Path) -> dict[str, Any]:
     """Save from a 2 x 2 mesh, read into 4 x 1 and 1 x 4; {mesh: names that came back as another tensor}, and file sizes."""
     rank = dist.get_rank()
-    store = CheckpointStore(root, keep=Retention(1), rank=rank, num_ranks=4)
+    store = CheckpointStore(FolderShelf(root), keep=Retention(1), rank=rank, num_ranks=4)
     for step in (1, 2):  # the second time nothing about the boxes is new
         state = TrainState()
         state.register(
@@ -87,7 +87,7 @@ def save_and_read(root: Path) -> dict[str, Any]:
         expected = Tensors(placed(mesh, WHOLE * 2)).pieces()
         state = TrainState()
         state.register("tensors", Tensors(tensors))
-        load_state(checkpoint_folder(root, 2), state, rank=rank, num_ranks=4, layout={})
+        load_state(FolderShelf(root).open(step_name(2)), state, rank=rank, num_ranks=4, layout={})
         for name, piece in Tensors(tensors).pieces().items():
             if not torch.equal(piece.local, expected[name].local):
                 wrong[f"{sizes} {name}"] = piece.local.tolist()
@@ -104,7 +104,7 @@ def race(root: Path, num_saves: int, max_delay_seconds: float = 0.02) -> dict[st
     after the first few saves}."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     rng, before = random.Random(rank), 0
-    store = CheckpointStore(root, keep=Retention(2, every=10), rank=rank, num_ranks=num_ranks)
+    store = CheckpointStore(FolderShelf(root), keep=Retention(2, every=10), rank=rank, num_ranks=num_ranks)
     tensors = {"own": torch.full((1 << 20,), float(rank)), "shared": torch.zeros(1000)}
     for step in range(1, num_saves + 1):
         state = TrainState()
@@ -124,8 +124,9 @@ def race(root: Path, num_saves: int, max_delay_seconds: float = 0.02) -> dict[st
     dist.barrier()
     store.close()
     verify_newest(root)
-    return {"published": published_steps(root), "growth": psutil.Process().memory_info().rss / before - 1.0}
+    return {"published": published_steps(FolderShelf(root)), "growth": psutil.Process().memory_info().rss / before - 1.0}
 
 
 def verify_newest(root: Path) -> None:
-    verify(checkpoint_folder(root, published_steps(root)[0]), KIND)
+    shelf = FolderShelf(root)
+    shelf.verify(step_name(published_steps(shelf)[0]), KIND)

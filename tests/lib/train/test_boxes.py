@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from lib.core.artifact import verify
-from lib.train.checkpoint import checkpoint_folder
+from lib.train.checkpoint import step_name
+from lib.train.folder_shelf import StoredFolder
 from lib.train.parts import PartsReader
 from tests.lib.parallel.ranks import run_ranks
 from tests.lib.train.mesh_work import WHOLE, save_and_race
@@ -26,9 +27,9 @@ def test_what_one_mesh_wrote_another_reads(ranks: tuple[Path, list[dict[str, Any
     The four ranks' bytes of tensors add up to those of six whole tensors.
     """
     assert [rank["wrong"] for rank in ranks[1]] == [{}] * 4
-    folder = checkpoint_folder(ranks[0] / "read", 2)
+    folder = ranks[0] / "read" / step_name(2)
     verify(folder, "train_state")
-    readers = [PartsReader(folder, rank=rank, num_ranks=4) for rank in range(4)]
+    readers = [PartsReader(StoredFolder(folder), rank=rank, num_ranks=4) for rank in range(4)]
     names = [f"tensors/{name}" for name in ("fsdp_and_columns", "fsdp_of_rows", "columns_replicated", "on_one_axis")]
     names += ["tensors/replicated", "tensors/plain"]
     for name in names:

@@ -18,7 +18,8 @@ from torch import nn
 from lib.config.optim import OptimConfig
 from lib.core.artifact import verify
 from lib.core.errors import ArtifactCorruptError, InfraError
-from lib.train.checkpoint import CheckpointStore, checkpoint_folder, latest_valid, load_state, published_steps, read_facts
+from lib.train.checkpoint import CheckpointStore, latest_valid, load_state, published_steps, read_facts, step_name
+from lib.train.folder_shelf import FolderShelf, StoredFolder
 from lib.train.optim import build_optimizer, set_learning_rate
 from lib.train.retention import Retention
 from lib.train.state import ModelAndOptimizer, Piece, RandomGenerators, TrainState, Values
@@ -51,7 +52,7 @@ def advance(module: nn.Module, optimizer: torch.optim.Optimizer, counters: dict[
 
 
 def save(root: Path, step: int, state: TrainState, *, keep: int = 2) -> None:
-    store = CheckpointStore(root, keep=Retention(keep), rank=0, num_ranks=1)
+    store = CheckpointStore(FolderShelf(root), keep=Retention(keep), rank=0, num_ranks=1)
     store.save_async(step, state, FACTS)
     store.wait_for_part()
     assert store.part_written()
@@ -61,9 +62,9 @@ def save(root: Path, step: int, state: TrainState, *, keep: int = 2) -> None:
 
 
 def load(root: Path, state: TrainState) -> None:
-    step = latest_valid(root)
+    step = latest_valid(FolderShelf(root))
     assert step is not None
-    load_state(checkpoint_folder(root, step), state, rank=0, num_ranks=1, layout={})
+    load_state(StoredFolder(root / step_name(step)), state, rank=0, num_ranks=1, layout={})
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_a_ranks_own_values_go_back_only_to_the_same_layout(tmp_path: Path) -> N
     for layout, is_same in (({}, True), ({"tensor": 2}, False)):
         fresh, fresh_module, *_ = small_run(seed=1)
         seeded = torch.get_rng_state()
-        load_state(checkpoint_folder(tmp_path, 1), fresh, rank=0, num_ranks=1, layout=layout)
+        load_state(StoredFolder(tmp_path / step_name(1)), fresh, rank=0, num_ranks=1, layout=layout)
         assert torch.equal(torch.get_rng_state(), saved if is_same else seeded)
         assert all(torch.equal(value, weights[name]) for name, value in fresh_module.state_dict().items())
     assert not torch.equal(saved, seeded)
@@ -131,7 +132,7 @@ def test_any_number_of_ranks_reads_what_another_wrote(
     """[F5] A [num_rows, 2] tensor in torch.chunk's pieces (some empty), a scalar, and merged values."""
     root = tmp_path_factory.mktemp("run")
     whole = torch.arange(num_rows * 2, dtype=torch.float32).reshape(num_rows, 2)
-    stores = [CheckpointStore(root, keep=Retention(1), rank=rank, num_ranks=writers) for rank in range(writers)]
+    stores = [CheckpointStore(FolderShelf(root), keep=Retention(1), rank=rank, num_ranks=writers) for rank in range(writers)]
     for rank, store in enumerate(stores):
         store.save_async(7, _piece_state(whole, rank, writers, {"streams": {str(rank): rank * 10}})[0], FACTS)
     for store in stores:
@@ -139,11 +140,11 @@ def test_any_number_of_ranks_reads_what_another_wrote(
     for store in reversed(stores):
         store.all_parts_written()
     stores[0].wait_until_published()
-    verify(checkpoint_folder(root, 7), "train_state")
-    assert read_facts(checkpoint_folder(root, 7)) == {**FACTS, "num_ranks": writers, "step": 7}
+    verify(root / step_name(7), "train_state")
+    assert read_facts(StoredFolder(root / step_name(7))) == {**FACTS, "num_ranks": writers, "step": 7}
     for rank in range(readers):
         state, holder, got = _piece_state(torch.full_like(whole, -1), rank, readers, {})
-        load_state(checkpoint_folder(root, 7), state, rank=rank, num_ranks=readers, layout={})
+        load_state(StoredFolder(root / step_name(7)), state, rank=rank, num_ranks=readers, layout={})
         begin, end = _chunk(num_rows, rank, readers)
         assert torch.equal(holder.tensor, whole[begin:end]) and holder.scalar.item() == 5.0
         merged = {str(r): r * 10 for r in range(writers)}
@@ -194,9 +195,9 @@ def test_only_the_newest_are_kept_and_only_after_a_newer_one_is_there(tmp_path: 
     state, *_ = small_run()
     for step in range(1, 6):
         save(tmp_path, step, state)
-        assert published_steps(tmp_path) == sorted(range(max(1, step - 1), step + 1), reverse=True)
-        for kept in published_steps(tmp_path):
-            verify(checkpoint_folder(tmp_path, kept))
+        assert published_steps(FolderShelf(tmp_path)) == sorted(range(max(1, step - 1), step + 1), reverse=True)
+        for kept in published_steps(FolderShelf(tmp_path)):
+            verify(tmp_path / step_name(kept))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
 
 
@@ -206,7 +207,7 @@ def test_every_flipped_bit_is_found_and_the_run_goes_back(tmp_path: Path) -> Non
     for step in (1, 2):
         advance(module, optimizer, counters)
         save(tmp_path, step, state)
-    files = sorted(path for path in checkpoint_folder(tmp_path, 2).iterdir())
+    files = sorted(path for path in (tmp_path / step_name(2)).iterdir())
     assert len(files) == 4
     generator = random.Random(0)
     for trial in range(120):
@@ -215,25 +216,25 @@ def test_every_flipped_bit_is_found_and_the_run_goes_back(tmp_path: Path) -> Non
         place = generator.randrange(len(original))
         path.write_bytes(original[:place] + bytes([original[place] ^ (1 << generator.randrange(8))]) + original[place + 1 :])
         with pytest.raises(ArtifactCorruptError):
-            verify(checkpoint_folder(tmp_path, 2), "train_state")
+            verify(tmp_path / step_name(2), "train_state")
         path.write_bytes(original)
     with files[1].open("r+b") as stream:
         stream.truncate(files[1].stat().st_size - 1)
-    assert latest_valid(tmp_path) == 1
-    assert published_steps(tmp_path) == [1]
+    assert latest_valid(FolderShelf(tmp_path)) == 1
+    assert published_steps(FolderShelf(tmp_path)) == [1]
     save(tmp_path, 2, state)
-    assert latest_valid(tmp_path) == 2
+    assert latest_valid(FolderShelf(tmp_path)) == 2
 
 
 def test_half_written_checkpoints_are_never_found(tmp_path: Path) -> None:
     """[F1] A staging folder and a folder without a manifest are not checkpoints."""
     state, *_ = small_run()
-    store = CheckpointStore(tmp_path, keep=Retention(2), rank=0, num_ranks=2)
+    store = CheckpointStore(FolderShelf(tmp_path), keep=Retention(2), rank=0, num_ranks=2)
     store.save_async(1, state, FACTS)
     store.wait_for_part()
-    assert latest_valid(tmp_path) is None
+    assert latest_valid(FolderShelf(tmp_path)) is None
     (tmp_path / "step-00000009").mkdir()
-    assert latest_valid(tmp_path) is None
+    assert latest_valid(FolderShelf(tmp_path)) is None
     store.close()
 
 
@@ -241,7 +242,7 @@ def test_a_full_disk_is_a_clear_error_and_earlier_checkpoints_stay(tmp_path: Pat
     """[F2] The system refuses to let a file grow past a limit, at many limits: so it fails at every stage of writing."""
     state, *_ = small_run()
     save(tmp_path, 1, state)
-    size_bytes = max(path.stat().st_size for path in checkpoint_folder(tmp_path, 1).iterdir())
+    size_bytes = max(path.stat().st_size for path in (tmp_path / step_name(1)).iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit in range(0, size_bytes, size_bytes // 12):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -251,9 +252,9 @@ def test_a_full_disk_is_a_clear_error_and_earlier_checkpoints_stay(tmp_path: Pat
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-        assert latest_valid(tmp_path) == 1
+        assert latest_valid(FolderShelf(tmp_path)) == 1
     save(tmp_path, 2, state)
-    assert latest_valid(tmp_path) == 2
+    assert latest_valid(FolderShelf(tmp_path)) == 2
 
 
 def test_saving_does_not_wait_and_sees_one_moment(tmp_path: Path) -> None:
@@ -261,7 +262,7 @@ def test_saving_does_not_wait_and_sees_one_moment(tmp_path: Path) -> None:
     state, module, optimizer, counters = small_run()
     advance(module, optimizer, counters)
     expected = {name: piece.local.clone() for name, piece in state.pieces().items()}
-    store = CheckpointStore(tmp_path, keep=Retention(1), rank=0, num_ranks=1)
+    store = CheckpointStore(FolderShelf(tmp_path), keep=Retention(1), rank=0, num_ranks=1)
     store.save_async(1, state, FACTS)
     for _ in range(5):
         advance(module, optimizer, counters)
@@ -278,7 +279,7 @@ def test_saving_does_not_wait_and_sees_one_moment(tmp_path: Path) -> None:
 def test_parts_hold_no_pickle(tmp_path: Path) -> None:
     state, *_ = small_run()
     save(tmp_path, 1, state)
-    for path in checkpoint_folder(tmp_path, 1).iterdir():
+    for path in (tmp_path / step_name(1)).iterdir():
         if path.suffix == ".json":
             json.loads(path.read_text(encoding="utf-8"))
         else:
@@ -300,7 +301,7 @@ def test_a_part_that_could_not_be_flushed_is_not_written(tmp_path: Path, monkeyp
         flush(descriptor)
 
     monkeypatch.setattr(os, "fsync", failing)
-    store = CheckpointStore(tmp_path, keep=Retention(2), rank=0, num_ranks=1)
+    store = CheckpointStore(FolderShelf(tmp_path), keep=Retention(2), rank=0, num_ranks=1)
     store.save_async(2, state, FACTS)
     with pytest.raises(InfraError, match=r"can't write the checkpoint of step 2: \[Errno 5\]"):
         store.wait_for_part()

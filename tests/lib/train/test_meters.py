@@ -31,7 +31,6 @@ def test_a_resumed_log_is_that_of_a_run_never_killed(tmp_path: Path) -> None:
     log = StepLog(cut, resume_step=3)
     for step in range(4, 7):
         log.write(report_row(_report(step)))
-    log.sync()
     log.close()
     assert cut.read_bytes() == whole.read_bytes()
     assert [row["step"] for row in read_rows(cut)] == [1, 2, 3, 4, 5, 6]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lib.core.errors import ArtifactCorruptError
 from lib.train.boxes import Box, boxes_to_write
+from lib.train.folder_shelf import FolderDraft, StoredFolder
 from lib.train.parts import PartsReader, write_part
 from lib.train.snapshot import Snapshot
 from lib.train.state import Piece
@@ -37,7 +38,7 @@ def held_by_ranks(shape: tuple[int, ...], rng: random.Random) -> list[Box]:
 def write_one(folder: Path, pieces: dict[str, Piece], rank: int, num_ranks: int) -> None:
     snapshot = Snapshot()
     snapshot.take(pieces)
-    write_part(folder, snapshot, {}, rank=rank, num_ranks=num_ranks)
+    write_part(FolderDraft(folder, folder), snapshot, {}, rank=rank, num_ranks=num_ranks)
 
 
 def write(folder: Path, wholes: dict[str, torch.Tensor], held: list[dict[str, Box]]) -> None:
@@ -69,7 +70,7 @@ def test_any_cut_reads_back_as_any_other(
     write(folder, wholes, held)
     for name, whole in wholes.items():
         for box in grid(tuple(whole.shape), rng):
-            reader = PartsReader(folder, rank=rng.randrange(num_ranks), num_ranks=num_ranks)
+            reader = PartsReader(StoredFolder(folder), rank=rng.randrange(num_ranks), num_ranks=num_ranks)
             got, expected = reader.fetch(name, box.offset, box.shape), whole[box.within(Box((0,) * whole.ndim, ()))]
             assert got.dtype == whole.dtype and got.shape == expected.shape and torch.equal(got, expected)
             assert reader.bytes_read == math.prod(box.shape) * whole.dtype.itemsize
@@ -92,7 +93,7 @@ def test_each_box_is_written_once_and_a_lost_one_is_an_error(
         assert (rank in writers) == (rank == min(same))
     lost = rng.choice([rank for rank in writers if not held[rank]["one"].is_empty])
     write(folder, {"one": whole}, [{} if boxes == held[lost] else boxes for boxes in held])
-    reader = PartsReader(folder, rank=0, num_ranks=len(held))
+    reader = PartsReader(StoredFolder(folder), rank=0, num_ranks=len(held))
     with pytest.raises(ArtifactCorruptError, match="no part holds the box of 'one'"):
         reader.fetch("one", (0,) * whole.ndim, shape)
     for boxes in held:
@@ -102,7 +103,7 @@ def test_each_box_is_written_once_and_a_lost_one_is_an_error(
 
 def test_a_tensor_that_nobody_wrote_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, {"one": torch.ones(2, 2)}, [{"one": Box((0, 0), (2, 2))}])
-    reader = PartsReader(tmp_path, rank=0, num_ranks=1)
+    reader = PartsReader(StoredFolder(tmp_path), rank=0, num_ranks=1)
     assert reader.whole_shape("other") is None
     for shape in ((2, 2), (0, 2)):
         with pytest.raises(ArtifactCorruptError, match="no part holds the box of 'other'"):
@@ -116,4 +117,4 @@ def test_parts_of_other_dtypes_are_refused(tmp_path: Path) -> None:
     for rank, dtype in enumerate((torch.float32, torch.float16)):
         write_one(tmp_path, {"one": Piece(torch.ones(1, dtype=dtype), (2,), (rank,))}, rank, 2)
     with pytest.raises(ArtifactCorruptError, match=r"parts of 'one' are torch\.float"):
-        PartsReader(tmp_path, rank=0, num_ranks=2).fetch("one", (0,), (2,))
+        PartsReader(StoredFolder(tmp_path), rank=0, num_ranks=2).fetch("one", (0,), (2,))

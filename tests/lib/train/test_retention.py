@@ -11,8 +11,10 @@ from lib.config.recipes import SftJob
 from lib.config.train import TrainConfig
 from lib.core.artifact import verify
 from lib.core.errors import ConfigError
-from lib.train.checkpoint import CheckpointStore, checkpoint_folder, published_steps
+from lib.train.checkpoint import CheckpointStore, published_steps, step_name
+from lib.train.folder_shelf import FolderShelf
 from lib.train.retention import Retention, is_saved
+from lib.train.shelf import Shelf
 from lib.train.state import TrainState, Values
 
 GRID = list(itertools.product((1, 4, 7, 10), (1, 2, 3, 5, 20), (1, 3), (None, 2, 6), (0, 2)))
@@ -34,41 +36,46 @@ def test_the_checkpoints_of_a_run_are_the_closed_form_set(tmp_path: Path, monkey
     each save, on the disk is exactly what should be; the last step is always there, whole.
     """
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the disk is not what is tried here
-    rng, state = random.Random(0), TrainState()
-    state.register("nothing", Values(dict, lambda values: None))
     assert len(GRID) == 240
     for number, (steps, every, newest, multiple, best) in enumerate(GRID):
-        root, keep = tmp_path / str(number), Retention(newest, multiple, best)
-        store = CheckpointStore(root, keep=keep, rank=0, num_ranks=1)
-        losses = {step: rng.choice([1.0, 2.0, 3.0]) for step in range(1, steps + 1)}
-        saved: list[int] = []
-        for step in range(1, steps + 1):
-            if is_saved(step, steps=steps, every=every):
-                store.save_async(step, state, {"layout": {}, "loss": losses[step]})
-                store.wait_for_part()
-                store.all_parts_written()
-                store.wait_until_published()
-                saved.append(step)
-                assert set(published_steps(root)) == expected(saved, losses, keep)
-        store.close()
-        assert saved == sorted({*range(every, steps + 1, every), steps})
-        verify(checkpoint_folder(root, steps), "train_state")
+        root = tmp_path / str(number)
+        check_retention(FolderShelf(root), steps, every, newest, multiple, best, seed=number)
+        verify(root / step_name(steps), "train_state")
+
+
+def check_retention(shelf: Shelf, steps: int, every: int, newest: int, multiple: int | None, best: int, *, seed: int) -> None:
+    """Save as a run does, and look at the shelf after each save."""
+    rng, state, keep = random.Random(seed), TrainState(), Retention(newest, multiple, best)
+    state.register("nothing", Values(dict, lambda values: None))
+    store = CheckpointStore(shelf, keep=keep, rank=0, num_ranks=1)
+    losses = {step: rng.choice([1.0, 2.0, 3.0]) for step in range(1, steps + 1)}
+    saved: list[int] = []
+    for step in range(1, steps + 1):
+        if is_saved(step, steps=steps, every=every):
+            store.save_async(step, state, {"layout": {}, "loss": losses[step]})
+            store.wait_for_part()
+            store.all_parts_written()
+            store.wait_until_published()
+            saved.append(step)
+            assert set(published_steps(shelf)) == expected(saved, losses, keep)
+    store.close()
+    assert saved == sorted({*range(every, steps + 1, every), steps})
 
 
 def test_a_damaged_checkpoint_is_never_the_best(tmp_path: Path) -> None:
     """The loss of step 1 can't be read: it goes when it is no longer among the newest; step 2 is the best then."""
     state = TrainState()
     state.register("nothing", Values(dict, lambda values: None))
-    store = CheckpointStore(tmp_path, keep=Retention(1, best=1), rank=0, num_ranks=1)
+    store = CheckpointStore(FolderShelf(tmp_path), keep=Retention(1, best=1), rank=0, num_ranks=1)
     for step, loss in ((1, 1.0), (2, 2.0), (3, 3.0)):
         store.save_async(step, state, {"layout": {}, "loss": loss})
         store.wait_for_part()
         store.all_parts_written()
         store.wait_until_published()
         if step == 2:
-            (checkpoint_folder(tmp_path, 1) / "train_state.json").write_bytes(b"{")
+            (tmp_path / step_name(1) / "train_state.json").write_bytes(b"{")
     store.close()
-    assert published_steps(tmp_path) == [3, 2]
+    assert published_steps(FolderShelf(tmp_path)) == [3, 2]
 
 
 def test_steps_that_are_kept_must_be_saved() -> None:

@@ -12,9 +12,10 @@ from lib.config.train import TrainConfig
 from lib.core.errors import ConfigError, WorkerDiedError
 from lib.core.manifest import Json
 from lib.train.checkpoint import CheckpointStore
+from lib.train.folder_shelf import FolderShelf
 from lib.train.retention import Retention
 from lib.train.state import Piece, TrainState, Values
-from lib.train.supervise import CHECKPOINTS, resume_step, tell, train_with_restarts
+from lib.train.supervise import Start, resume_step, tell, train_with_restarts
 from tests.lib.train.dying_worker import DyingWorker
 
 
@@ -22,11 +23,11 @@ def _train(root: Path, *, deaths: int, max_restarts: int, events: list[Json]) ->
     steps = iter(range(0, 100, 10))
     return train_with_restarts(
         DyingWorker,
-        lambda step: [str(root / "starts"), deaths, step],  # type: ignore[list-item]
+        lambda start: [str(root / "starts"), deaths, start.step],  # type: ignore[list-item]
         shape=ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=1, threads_per_rank=1),
         cluster=ClusterConfig(),
         train=TrainConfig(max_restarts=max_restarts, step_deadline_seconds=300.0),
-        start_at=lambda: next(steps),
+        begin=lambda: Start(next(steps), "token"),
         group_factory=LocalGroup,
         on_event=events.append,
     )
@@ -44,21 +45,23 @@ def test_deaths_are_survived_as_often_as_allowed(tmp_path: Path) -> None:
 
 
 def test_resume_is_from_the_newest_checkpoint_of_the_same_run(tmp_path: Path) -> None:
-    assert resume_step(tmp_path, "mine") == 0
+    shelf = FolderShelf(tmp_path)
+    assert resume_step(shelf, "mine") == 0
     state = TrainState()
     state.register("data", Values(dict, lambda values: None))
     state.register("weights", _Scalar())
-    store = CheckpointStore(tmp_path / CHECKPOINTS, keep=Retention(1), rank=0, num_ranks=1)
+    store = CheckpointStore(shelf, keep=Retention(1), rank=0, num_ranks=1)
     store.save_async(7, state, {"identity": "mine", "layout": {}, "loss": 1.0})
     store.wait_for_part()
     store.all_parts_written()
     store.wait_until_published()
     store.close()
-    (tmp_path / CHECKPOINTS / ".staging-step-00000008-0").mkdir()
-    assert resume_step(tmp_path, "mine") == 7
-    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000007"]
+    (tmp_path / ".staging-step-00000008-0").mkdir()
+    shelf.claim("1")
+    assert resume_step(shelf, "mine") == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
     with pytest.raises(ConfigError, match="checkpoints of another job"):
-        resume_step(tmp_path, "other")
+        resume_step(shelf, "other")
 
 
 class _Scalar:
