@@ -27,8 +27,8 @@ from lib.config.parallel import ClusterShape
 
 SHM = "/dev/shm"  # noqa: S108 - a mount point inside a pod
 HOME = "/postflyte"
-"""$POSTFLYTE_HOME of every node of a Ray cluster. The volume claim `postflyte-home` (ReadWriteMany) is mounted there: the ranks
-read the model, the data and the checkpoints of the run from it. A run with a checkpoint home of its own has the node's disk."""
+"""$POSTFLYTE_HOME of every node of a Ray cluster: the volume claim `postflyte-home` (ReadWriteMany), from which the ranks read
+the model, the data and the checkpoints of the run; or the node's own disk, with `config.cluster.checkpoint_home`."""
 SECRET = "postflyte"  # noqa: S105 - a name
 """Kubernetes secret whose keys are environment variables of head and workers: tokens, addresses, credentials."""
 GPU_LABEL = "nvidia.com/gpu.product"
@@ -47,9 +47,8 @@ class ClusterTask(RayFunctionTask):
 
     def pre_execute(self, user_params: ExecutionParameters) -> ExecutionParameters:
         state = FlyteContextManager.current_context().execution_state
-        if state is not None and state.is_local_execution():
-            return user_params
-        return super().pre_execute(user_params)
+        is_local = state is not None and state.is_local_execution()
+        return user_params if is_local else super().pre_execute(user_params)
 
 
 TaskPlugins.register_pythontask_plugin(ClusterJob, ClusterTask)
@@ -67,11 +66,10 @@ def ray_job(shape: ClusterShape) -> ClusterJob:
         max_replicas=shape.nodes,
         pod_template=_pod("ray-worker", cpus, memory_gib, gpus=gpus, shape=shape),
     )
+    head = _pod("ray-head", 4, 16, gpus=0, shape=shape)
     return ClusterJob(
         worker_node_config=[worker],
-        head_node_config=HeadNodeConfig(
-            ray_start_params={"num-cpus": "0"}, pod_template=_pod("ray-head", 4, 16, gpus=0, shape=shape)
-        ),
+        head_node_config=HeadNodeConfig(ray_start_params={"num-cpus": "0"}, pod_template=head),
         shutdown_after_job_finishes=True,
         ttl_seconds_after_finished=TTL_SECONDS,
     )
@@ -100,9 +98,8 @@ def _pod(container: str, cpus: int, memory_gib: int, *, gpus: int, shape: Cluste
     environment of the cluster's secret, where there is one: its values are in no spec, log or input."""
     amounts = {"cpu": str(cpus), "memory": f"{memory_gib}Gi", **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
     mounts = [V1VolumeMount(name="shm", mount_path=SHM), V1VolumeMount(name="postflyte-home", mount_path=HOME)]
-    claim = V1PersistentVolumeClaimVolumeSource(claim_name="postflyte-home") if shape.shared_home else None
-    disk = None if shape.shared_home else V1EmptyDirVolumeSource()
-    home = V1Volume(name="postflyte-home", persistent_volume_claim=claim, empty_dir=disk)
+    claim = V1PersistentVolumeClaimVolumeSource(claim_name="postflyte-home")
+    kind = {"persistent_volume_claim": claim} if shape.shared_home else {"empty_dir": V1EmptyDirVolumeSource()}
     shm = V1EmptyDirVolumeSource(medium="Memory", size_limit=f"{max(1, memory_gib // 4)}Gi")
     return PodTemplate(
         primary_container_name=container,
@@ -118,6 +115,6 @@ def _pod(container: str, cpus: int, memory_gib: int, *, gpus: int, shape: Cluste
                     volume_mounts=mounts,
                 )
             ],
-            volumes=[V1Volume(name="shm", empty_dir=shm), home],
+            volumes=[V1Volume(name="shm", empty_dir=shm), V1Volume(name="postflyte-home", **kind)],
         ),
     )

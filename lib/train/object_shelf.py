@@ -20,7 +20,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from lib.core.artifact import hash_beside, mapped
-from lib.core.errors import ArtifactCorruptError, ConfigError, InfraError, RunInUseError
+from lib.core.errors import ArtifactCorruptError, ConfigError, InfraError, RunInUseError, UserError
 from lib.core.manifest import MANIFEST_NAME, FileEntry, Json, Manifest, canonical_json
 from lib.core.versions import library_versions
 from lib.train.store_errors import reading, writing
@@ -207,7 +207,7 @@ class ObjectShelf:
             raise ArtifactCorruptError(f"{where}: sha256 differs from the marker's")
         manifest = Manifest.from_json(text.decode(), where=where)
         if manifest.kind != kind:
-            raise ArtifactCorruptError(f"{stored}: holds a {manifest.kind!r}, expected a {kind!r}")
+            raise UserError(f"{stored}: holds a {manifest.kind!r}, expected a {kind!r}")
         sizes, recorded = stored.sizes(), {entry.path: entry.size_bytes for entry in manifest.files}
         for path in sorted((sizes.keys() - {MANIFEST_NAME}) ^ recorded.keys()):
             raise ArtifactCorruptError(f"{stored}/{path}: {'not in the manifest' if path in sizes else 'is missing'}")

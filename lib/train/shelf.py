@@ -87,7 +87,8 @@ class Shelf(Protocol):
         """Read every byte of a published folder.
 
         Raises:
-            ArtifactCorruptError: names the first file that is missing, altered or not in the manifest; or another kind.
+            UserError: it is whole, but of another kind.
+            ArtifactCorruptError: names the first file that is missing, altered or not in the manifest.
             InfraError: it can't be read now.
         """
         ...

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.core.errors import ArtifactCorruptError, ConfigError, InfraError, RunInUseError
+from lib.core.errors import ArtifactCorruptError, ConfigError, InfraError, RunInUseError, UserError
 from lib.train.checkpoint import KIND, CheckpointStore, latest_valid, published_steps, step_name
 from lib.train.folder_shelf import FolderShelf
 from lib.train.object_shelf import ObjectShelf
@@ -112,7 +112,7 @@ def test_what_is_wrong_is_named() -> None:
         assert latest_valid(shelf) is None and shelf.store.exists(f"{shelf.root}/damaged-step-00000001.published.json")
     shelf.store.rm(shelf.root, recursive=True)
     _saved(shelf, 1, "0")
-    with pytest.raises(ArtifactCorruptError, match="holds a 'train_state', expected a 'export'"):
+    with pytest.raises(UserError, match="holds a 'train_state', expected a 'export'"):
         shelf.verify(step_name(1), "export")
 
 
