@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lib.config.recipes import SftJob
 from lib.core.artifact import link_or_copy, read_manifest, stage_artifact
-from lib.core.errors import ArtifactCorruptError, ConfigError, ModelError
+from lib.core.errors import ConfigError, ModelError, UserError
 from lib.core.manifest import Manifest
 from tests.lib.recipes.conftest import Inputs, job, metrics, train
 
@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_refused(short: tuple[Path, Manifest], inputs: Inpu
         train(onward, lora, tmp_path, run="b")
     with pytest.raises(ConfigError, match="the saved data position is of another run"):
         train(onward, flat_job(6, data={"seed": 9}), tmp_path, run="c")
-    with pytest.raises(ArtifactCorruptError, match="expected a 'checkpoint'"):
+    with pytest.raises(UserError, match="expected a 'checkpoint'"):
         train(replace(inputs, resume_from=inputs.model), flat_job(6), tmp_path, run="d")
     with stage_artifact(tmp_path / "other", "model") as staged:
         for path in inputs.model.iterdir():
