@@ -16,7 +16,7 @@ def test_a_kill_at_any_put_or_delete_leaves_a_whole_checkpoint() -> None:
 
 def test_every_turned_bit_is_found(caplog: pytest.LogCaptureFixture) -> None:
     """[F12] Marker, manifest, tensors, values and facts in turn."""
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="lib.train.checkpoint"):
         figures = object_drill.run_bitflips(num_trials=56, seed=1)
     assert figures["survived"] == 56 and len(figures["objects"]) == 7, figures
     assert len([record for record in caplog.records if "going back to the one before" in record.message]) == 56
