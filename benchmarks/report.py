@@ -27,6 +27,7 @@ _PROFILE = {
     "MALLOC_MMAP_THRESHOLD_": str(16 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
     "MALLOC_TOP_PAD_": str(1 << 30),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 """One thread and no spinning, for us and for every peer; read once at start, so the process is started again with it."""
 _APPLIED = "POSTFLYTE_BENCH_PROFILE"

@@ -1,12 +1,13 @@
 """A training step by itself: ours against transformers and TRL at the same documents, forward, backward and AdamW, one thread.
 
-`python -m benchmarks step [--rounds 2] [--tokens 4096] [--row 512] [--trl-steps 4]`
+`python -m benchmarks step [--rounds 2] [--tokens 4096] [--row 4096] [--trl-steps 4]`
 
-One factor at a time: ours and transformers (`hf`), each packed (4 rows a micro-batch) and padded (8 documents padded to the
-longest), in float32 and in bfloat16; all four project trained positions only. `plain_loop` is what most people write: padded,
-all logits, one loss over them. `trl_packed` is TRL's SFTTrainer with bfd packing and its padding-free batches, its own steps
-timed by a callback. Useful tokens are those that are no padding; the losses of all variants of a dtype agree or the benchmark
-stops. A random Llama of 31 M weights; half of each document is trained.
+One factor at a time: ours and transformers (`hf`), each packed (4,096 slots a micro-batch) and padded (8 documents padded to
+the longest), in float32 and in bfloat16; all four project trained positions only. `ours_compiled` is ours packed with
+`compile: layer`. `plain_loop` is what most people write: padded, all logits, one loss over them. `trl_packed` is TRL's
+SFTTrainer with bfd packing and its padding-free batches, its own steps timed by a callback. Useful tokens are those that are
+no padding; the losses of all variants of a dtype agree or the benchmark stops. A random Llama of 31 M weights; half of each
+document is trained. The rows are from the middle of a longer stream, so that none is empty because the documents end.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from benchmarks.floor import measure_floor
+from benchmarks.floor import gemm_gflops, measure_floor
 from benchmarks.report import Report, interleaved_cpu_seconds, medians, say
 from lib.core.errors import UserError
 from lib.core.examples import IGNORE_INDEX
@@ -35,6 +36,7 @@ from lib.models.decoder import Decoder
 from lib.models.flops import FlopCounter
 from lib.models.hf_io import load_full, read_spec
 from lib.models.spec import DecoderSpec
+from lib.parallel.compiled import compile_layer
 from lib.train.step import LossModule, MicroBatch, NextToken, accumulate_gradients
 
 CONFIG = {
@@ -48,7 +50,7 @@ CONFIG = {
     "tie_word_embeddings": True,
 }
 TOKENIZER = Path(".quickstart/smollm2")
-PADDED_ROWS, PACKED_ROWS = 8, 4
+PADDED_ROWS, PACKED_SLOTS = 8, 4096
 PAD_ID = 2
 MAX_GRAD_NORM, LEARNING_RATE = 1.0, 1e-5
 TARGETS = {
@@ -61,32 +63,31 @@ TARGETS = {
 Step = Callable[[], float]
 
 
-def make_documents(num_tokens: int, longest: int) -> list[Document]:
-    """Random tokens of log-normal lengths (mean 128, sigma 1), the second half of each trained."""
+def make_rows(num_rows: int, row: int) -> list[PackedRow]:
+    """Packed random tokens of log-normal lengths (mean 128, sigma 1), the second half of each document trained."""
     source = np.random.default_rng(0)
-    documents: list[Document] = []
-    while (left := num_tokens - sum(len(document.token_ids) for document in documents)) >= 4:
-        length = int(np.clip(source.lognormal(np.log(128) - 0.5, 1.0), 4, min(longest, left)))
-        ids = source.integers(3, CONFIG["vocab_size"], length).astype(np.int32)
-        documents.append(Document(f"d{len(documents)}", ids, np.arange(length) >= length // 2))
-    return documents
-
-
-def packed_rows(documents: Sequence[Document], row: int) -> list[PackedRow]:
-    plan = plan_packs(np.array([len(document.token_ids) for document in documents]), row, open_packs=16, max_delay=1024)
-    bounds = zip(plan.offsets[:-1].tolist(), plan.offsets[1:].tolist())
+    lengths = np.clip(source.lognormal(np.log(128) - 0.5, 1.0, (num_rows + 8) * row // 64), 4, row).astype(int)
+    ids = [source.integers(3, CONFIG["vocab_size"], length).astype(np.int32) for length in lengths]
+    documents = [Document(f"d{number}", own, np.arange(len(own)) >= len(own) // 2) for number, own in enumerate(ids)]
+    plan = plan_packs(lengths, row, open_packs=16, max_delay=1024)
+    bounds = list(zip(plan.offsets[:-1].tolist(), plan.offsets[1:].tolist()))[4 : 4 + num_rows]
     return [PackedRow(tuple(documents[index] for index in plan.order[start:stop])) for start, stop in bounds]
 
 
-def packed(documents: Sequence[Document], row: int) -> list[MicroBatch]:
-    """Four rows a micro-batch."""
-    rows = packed_rows(documents, row)
-    groups = [rows[start : start + PACKED_ROWS] for start in range(0, len(rows), PACKED_ROWS)]
+def packed(rows: Sequence[PackedRow], row: int) -> list[MicroBatch]:
+    """PACKED_SLOTS a micro-batch."""
+    at_once = max(1, PACKED_SLOTS // row)
+    groups = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
     return [MicroBatch.of(collate(group, row, PAD_ID)) for group in groups]
 
 
-def padded(documents: Sequence[Document]) -> list[MicroBatch]:
-    """Eight documents a micro-batch, in their order."""
+def documents_of(rows: Sequence[PackedRow]) -> list[Document]:
+    return [document for row in rows for document in row.documents]
+
+
+def padded(packed_rows: Sequence[PackedRow]) -> list[MicroBatch]:
+    """Eight documents a micro-batch, in the order in which they came."""
+    documents = sorted(documents_of(packed_rows), key=lambda document: int(document.sample_id[1:]))
     found = []
     for start in range(0, len(documents), PADDED_ROWS):
         rows = [PackedRow((document,)) for document in documents[start : start + PADDED_ROWS]]
@@ -160,9 +161,9 @@ class _StepTimer(TrainerCallback):  # type: ignore[misc]
         self.seconds.append(time.process_time() - self._began)
 
 
-def trl_tokens_per_second(folder: Path, documents: Sequence[Document], options: argparse.Namespace, scratch: Path) -> float:
-    """Useful tokens a CPU second of SFTTrainer's steps but the first."""
-    rows = packed_rows(documents, options.row)
+def trl_tokens_per_second(folder: Path, rows: Sequence[PackedRow], options: argparse.Namespace, scratch: Path) -> float:
+    """Useful tokens a CPU second of SFTTrainer's steps but the first; `rows` are those of all steps."""
+    documents, at_once = documents_of(rows), max(1, PACKED_SLOTS // options.row)
     examples = {
         "input_ids": [document.token_ids.tolist() for document in documents],
         "labels": [np.where(document.loss_mask, document.token_ids, IGNORE_INDEX).tolist() for document in documents],
@@ -178,8 +179,8 @@ def trl_tokens_per_second(folder: Path, documents: Sequence[Document], options: 
             packing_strategy="bfd",
             max_length=options.row,
             shuffle_dataset=False,
-            per_device_train_batch_size=PACKED_ROWS,
-            gradient_accumulation_steps=math.ceil(len(rows) / PACKED_ROWS),
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=math.ceil(options.tokens / options.row / at_once),
             gradient_checkpointing=False,
             max_steps=options.trl_steps,
             learning_rate=LEARNING_RATE,
@@ -211,28 +212,47 @@ def step_flops(spec: DecoderSpec, micro_batches: Sequence[MicroBatch], *, with_p
     )
 
 
-def make_steps(folder: Path, documents: Sequence[Document], row: int) -> dict[str, Step]:
-    """Every variant with weights and moments of its own, from the same checkpoint."""
-    spec = read_spec(folder)[1]
+def our_module(folder: Path, dtype: torch.dtype, *, compiled: bool = False) -> LossModule:
+    decoder = Decoder(read_spec(folder)[1])
+    load_full(decoder, folder)
+    for layer in decoder.layers if compiled else ():
+        compile_layer(layer, on_gpu=False)
+    return LossModule(decoder.to(dtype), chunk_tokens=1024)
 
-    def module(dtype: torch.dtype) -> LossModule:
-        decoder = Decoder(spec)
-        load_full(decoder, folder)
-        return LossModule(decoder.to(dtype), chunk_tokens=256)
+
+def make_steps(folder: Path, rows: Sequence[PackedRow], row: int) -> dict[str, Step]:
+    """Every variant with weights and moments of its own, from the same checkpoint."""
 
     def model(dtype: torch.dtype) -> LlamaForCausalLM:
         return LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
 
     single, half = torch.float32, torch.bfloat16
     return {
-        "ours_packed": our_step(module(single), packed(documents, row)),
-        "ours_padded": our_step(module(single), padded(documents)),
-        "hf_packed": hf_step(model(single), packed(documents, row)),
-        "hf_padded": hf_step(model(single), padded(documents)),
-        "plain_loop": hf_step(model(single), padded(documents), all_logits=True),
-        "ours_packed_bf16": our_step(module(half), packed(documents, row)),
-        "hf_packed_bf16": hf_step(model(half), packed(documents, row)),
+        "ours_packed": our_step(our_module(folder, single), packed(rows, row)),
+        "ours_compiled": our_step(our_module(folder, single, compiled=True), packed(rows, row)),
+        "ours_padded": our_step(our_module(folder, single), padded(rows)),
+        "hf_packed": hf_step(model(single), packed(rows, row)),
+        "hf_padded": hf_step(model(single), padded(rows)),
+        "plain_loop": hf_step(model(single), padded(rows), all_logits=True),
+        "ours_packed_bf16": our_step(our_module(folder, half), packed(rows, row)),
+        "hf_packed_bf16": hf_step(model(half), packed(rows, row)),
     }
+
+
+def shares_of_ceilings(folder: Path, rows: Sequence[PackedRow], row: int) -> dict[str, float]:
+    """Of ours, packed: in a process with one model, as a run is, all rows in a step. Each ceiling is measured beside it."""
+    useful = step_flops(read_spec(folder)[1], packed(rows, row), with_padding=False)
+    shares = {}
+    for name, dtype, compiled in (
+        ("share_of_fp32_ceiling", torch.float32, True),
+        ("share_of_fp32_ceiling_plain", torch.float32, False),
+        ("share_of_bf16_ceiling", torch.bfloat16, False),
+    ):
+        step = our_step(our_module(folder, dtype, compiled=compiled), packed(rows, row))
+        step()  # memory and code are there from the second step on
+        seconds = medians(interleaved_cpu_seconds({name: step}, rounds=1))[name]
+        shares[name] = useful / seconds / 1e9 / gemm_gflops(dtype)
+    return shares
 
 
 def check_losses(losses: dict[str, float]) -> float:
@@ -250,25 +270,26 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks step")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--row", type=int, default=512)
+    parser.add_argument("--row", type=int, default=4096)
     parser.add_argument("--trl-steps", type=int, default=4)
     options = parser.parse_args(arguments)
     floor = measure_floor()
-    documents = make_documents(options.tokens, options.row)
-    num_tokens = sum(len(document.token_ids) for document in documents)
+    stream = make_rows(options.tokens // options.row * options.trl_steps, options.row)
+    rows = stream[: options.tokens // options.row]
+    num_tokens = sum(row.num_tokens for row in rows)
     with tempfile.TemporaryDirectory(prefix="postflyte-step-") as scratch:
         folder = Path(scratch) / "model"
         torch.manual_seed(0)
         LlamaForCausalLM(LlamaConfig(**CONFIG)).save_pretrained(folder)
         spec = read_spec(folder)[1]
-        steps = make_steps(folder, documents, options.row)
+        shares = shares_of_ceilings(folder, stream, options.row)
+        steps = make_steps(folder, rows, options.row)
         difference = check_losses({name: step() for name, step in steps.items()})
         seconds = medians(interleaved_cpu_seconds(steps, rounds=options.rounds))
         say("  trl_packed")
         rates = {name: num_tokens / value for name, value in seconds.items()}
-        rates["trl_packed"] = trl_tokens_per_second(folder, documents, options, Path(scratch) / "trl")
-    layouts = {"packed": packed(documents, options.row), "padded": padded(documents)}
-    useful = step_flops(spec, layouts["packed"], with_padding=False)
+        rates["trl_packed"] = trl_tokens_per_second(folder, stream, options, Path(scratch) / "trl")
+    layouts = {"packed": packed(rows, options.row), "padded": padded(rows)}
     work = {name: step_flops(spec, layout, with_padding=True) for name, layout in layouts.items()}
     ideal = work["padded"] / work["packed"]
     report = Report("step")
@@ -276,8 +297,8 @@ def main(arguments: Sequence[str]) -> None:
         "tokens_per_cpu_s": rates["ours_packed"],
         "tokens_per_cpu_s_bf16": rates["ours_packed_bf16"],
         "packed_share_of_ideal": rates["ours_packed"] / rates["ours_padded"] / ideal,
-        "share_of_fp32_ceiling": useful / seconds["ours_packed"] / 1e9 / floor["fp32_gflops"],
-        "share_of_bf16_ceiling": useful / seconds["ours_packed_bf16"] / 1e9 / floor["bf16_gflops"],
+        "tokens_per_cpu_s_compiled": rates["ours_compiled"],
+        **shares,
     }
     for peer in ("ours_padded", "hf_packed", "hf_padded", "plain_loop", "trl_packed"):
         report.peers[peer] = {"tokens_per_cpu_s": rates[peer]}
@@ -286,7 +307,7 @@ def main(arguments: Sequence[str]) -> None:
     report.compare("tokens_per_cpu_s_bf16", "hf_packed", smaller_is_better=False)
     report.targets = TARGETS
     report.details = {
-        "documents": len(documents),
+        "documents": len(documents_of(rows)),
         "tokens": num_tokens,
         "padded_rows": PADDED_ROWS,
         "slots": {name: sum(micro.batch.token_ids.numel() for micro in layout) for name, layout in layouts.items()},

@@ -57,7 +57,19 @@ class ModelConfig(Frozen):
     activation_checkpointing: Literal["none", "layer", "selective"] = "none"
     """What the backward pass computes again: nothing; each layer, about 22 % slower, for the memory of one layer's
     activations; or all of a layer but its products with weights, for the memory of what lies between them."""
+    compile: Literal["none", "layer"] = "none"
+    """Make code for each kind of layer by torch.compile: half a minute at the start of a run, for fewer passes over memory
+    between matrix products."""
     loss_chunk_tokens: int = Field(default=1024, ge=1)
     """Trained tokens projected to the vocabulary at a time; bounds the memory of logits."""
     lora: LoraConfig | None = None
     """Train adapters in place of all weights; see docs/lora.md."""
+
+    @model_validator(mode="after")
+    def _compiled_whole(self) -> "ModelConfig":
+        if self.compile == "layer" and self.activation_checkpointing == "selective":
+            raise ValueError(
+                "activation_checkpointing 'selective' picks operations of a layer, and a compiled layer has none; set "
+                "activation_checkpointing to 'layer' or 'none', or leave compile out"
+            )
+        return self

@@ -1,4 +1,4 @@
-"""Parallelism put on from outside, by module name, in one place for all families: cut, recompute, then shard."""
+"""Parallelism put on from outside, by module name, for all families: cut, recompute, compile, shard."""
 
 import re
 from functools import partial
@@ -13,7 +13,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from lib.config.model import ModelConfig
+from lib.core.errors import ConfigError
 from lib.models.layers.experts import Experts
+from lib.parallel.compiled import compile_layer
 from lib.parallel.experts import EXPERTS_NAME, deal_experts, inner_shards
 from lib.parallel.mesh import EXPERT_AXIS, SHARD_AXIS, expert_sharding_mesh, sharding_mesh
 from lib.parallel.shared_memory import HostMemory, SharedAllGather, SharedReduceScatter
@@ -31,9 +33,12 @@ def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> Non
     Parameters stay float32 pieces and are gathered in the compute dtype. Gradients are summed over the ranks in float32 (in
     the compute dtype where that is wider), never averaged: the loss is a sum and is divided once, by the global count. Inputs
     are not cast: the rotary tables are float32 in every compute dtype.
+
+    Raises:
+        ConfigError: layers shall be recomputed, and no module is named as one.
     """
     cut_layers(module, mesh)
-    layers = [layer for name, layer in module.named_modules() if LAYER_NAME.fullmatch(name)]
+    layers = _prepared_layers(module, config, on_gpu=mesh.device_type == "cuda")
     dtype = getattr(torch, config.compute_dtype)
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False
@@ -45,7 +50,6 @@ def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> Non
         held_by = expert_sharding_mesh(mesh)
         shard(experts, mesh=held_by, shard_placement_fn=inner_shards(held_by[SHARD_AXIS].size()))
     for layer in layers:
-        recompute(layer, config.activation_checkpointing)
         shard(layer, mesh=sharding_mesh(mesh))
     shard(module, mesh=sharding_mesh(mesh), reshard_after_forward=False)
     memory_of = {} if on_gpu else {False: _host_memory(sharding_mesh(mesh))}
@@ -58,6 +62,21 @@ def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> Non
             if memory := memory_of.get(isinstance(part, Experts)):
                 part.set_custom_all_gather(SharedAllGather(memory))
                 part.set_custom_reduce_scatter(SharedReduceScatter(memory))
+
+
+def _prepared_layers(module: nn.Module, config: ModelConfig, *, on_gpu: bool) -> list[nn.Module]:
+    """The layers, which recompute and are compiled as configured."""
+    layers = [layer for name, layer in module.named_modules() if LAYER_NAME.fullmatch(name)]
+    if not layers and config.activation_checkpointing != "none":
+        raise ConfigError(
+            f"config.model.activation_checkpointing is {config.activation_checkpointing!r}, but no module of this model is "
+            "named layers.<number>, so there is nothing to recompute; leave it out"
+        )
+    for layer in layers:
+        recompute(layer, config.activation_checkpointing)
+        if config.compile == "layer":
+            compile_layer(layer, on_gpu=on_gpu)
+    return layers
 
 
 def recompute(layer: nn.Module, kind: Literal["none", "layer", "selective"]) -> None:

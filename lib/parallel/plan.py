@@ -68,6 +68,8 @@ def check_plan(parallel: ParallelConfig, num_ranks: int, *, spec: DecoderSpec | 
     """
     if parallel.context != 1:
         raise ConfigError(f"config.parallel.context is {parallel.context}, {_NO_CONTEXT}")
+    if spec is None and model.compile != "none":
+        raise ConfigError("config.model.compile is 'layer', but the model is of no family here; leave it out")
     if parallel.expert > 1:
         _check_experts(parallel.expert, parallel.sizes(num_ranks)["shard"], spec)
     if parallel.tensor > 1:
@@ -82,6 +84,8 @@ def _check_layers(parallel: ParallelConfig, spec: DecoderSpec | None, model: Mod
         raise ConfigError(f"{asked} and expert is {parallel.expert}, and experts are either dealt out or cut; leave one out")
     if model.lora and model.lora.dropout:
         raise ConfigError(f"{asked}, under which adapters have no dropout; set config.model.lora.dropout to 0, or leave it out")
+    if model.compile != "none":
+        raise ConfigError(f"{asked}, under which layers are not compiled; leave out config.model.compile, or tensor")
     for what, number in _cut_numbers(spec).items():
         if number % parallel.tensor:
             raise ConfigError(f"{asked}, which doesn't divide the model's {number} {what}; choose a divisor, or leave it out")

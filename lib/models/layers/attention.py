@@ -40,7 +40,11 @@ class Attention(nn.Module):
         if self.qk_norm == "head":
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
         q_BTNH, k_BTKH = rotate(q_BTNH, tables), rotate(k_BTKH, tables)
-        scores = Scores(self.scale, self.window, self.softcap, getattr(self, "sinks", None))
-        attend = document_attention_cpu if x_BTD.device.type == "cpu" else document_attention_gpu
-        output: torch.Tensor = self.o(attend(q_BTNH, k_BTKH, v_BTKH, layout, scores).flatten(2))
+        output: torch.Tensor = self.o(self.attend(q_BTNH, k_BTKH, v_BTKH, layout).flatten(2))
         return output
+
+    def attend(self, q_BTNH: torch.Tensor, k_BTKH: torch.Tensor, v_BTKH: torch.Tensor, layout: DocumentLayout) -> torch.Tensor:
+        """[B, T, N, H], of rotated queries and keys; zero on padding."""
+        scores = Scores(self.scale, self.window, self.softcap, getattr(self, "sinks", None))
+        attend = document_attention_cpu if q_BTNH.device.type == "cpu" else document_attention_gpu
+        return attend(q_BTNH, k_BTKH, v_BTKH, layout, scores)

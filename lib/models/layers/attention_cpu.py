@@ -23,7 +23,7 @@ BLOCK_QUERIES = 64
 """Queries of a block. With more, more is computed that is masked; with fewer, products get slow."""
 KEPT_KEYS = 512
 """A block that sees more keys makes its probabilities again in the backward pass: one product of seven, for memory."""
-FUSED_TOKENS = 768
+FUSED_TOKENS = 1536
 """Longer documents go to the fused kernel where it can do them."""
 
 
@@ -79,7 +79,7 @@ class _BlockedAttention(torch.autograd.Function):
             weights_KRE, _ = _weights(q_KRH, k_KLH, scores, block)
             remake = block.num_keys > KEPT_KEYS or scores.softcap is not None
             kept.append(None if remake else weights_KRE)
-            output_KRH = torch.bmm(weights_KRE[..., : block.num_keys], v_KLH)
+            output_KRH = torch.bmm(weights_KRE.narrow(-1, 0, block.num_keys), v_KLH)
             output_KGQH = output_KGTH.narrow(2, block.start, block.num_queries)
             output_KGQH.copy_(output_KRH.view(output_KGQH.shape))
         for padding in piece.padding:
@@ -103,14 +103,14 @@ class _BlockedAttention(torch.autograd.Function):
             k_KLH, v_KLH = (x.narrow(1, block.first, block.num_keys) for x in (k_KTH, v_KTH))
             made = (kept_KRE, None) if kept_KRE is not None else _weights(q_KRH, k_KLH, scores, block)
             weights_KRE, slope_KRL = made
-            _add(grad_v_KTH, block, written, torch.bmm(weights_KRE[..., : block.num_keys].mT, up_KRH))
+            _add(grad_v_KTH, block, written, torch.bmm(weights_KRE.narrow(-1, 0, block.num_keys).mT, up_KRH))
             grad_KRE = torch.bmm(up_KRH, v_KLH.mT)
             # A sink has no value: its weight does nothing but take from those of the keys.
             grad_KRE = grad_KRE if grad_sinks_N is None else pad(grad_KRE, (0, 1))
             grad_KRE = torch._softmax_backward_data(grad_KRE, weights_KRE, -1, weights_KRE.dtype)
             if grad_sinks_N is not None:
                 grad_sinks_N += grad_KRE[..., -1].reshape(len(grad_sinks_N), -1).sum(-1)
-            grad_KRL = grad_KRE[..., : block.num_keys]
+            grad_KRL = grad_KRE.narrow(-1, 0, block.num_keys)
             grad_KRL = grad_KRL if slope_KRL is None else grad_KRL * slope_KRL
             _add(grad_k_KTH, block, written, torch.baddbmm(nothing, grad_KRL.mT, q_KRH, beta=0.0, alpha=scores.scale))
             grad_KGQH = grad_q_KGTH.narrow(2, block.start, block.num_queries)
@@ -124,10 +124,12 @@ class _BlockedAttention(torch.autograd.Function):
 
 def _add(sum_KTH: torch.Tensor, block: Block, written: int, addend_KLH: torch.Tensor) -> None:
     """To the sum over queries at the block's keys, which holds something from key `written` on."""
-    if written < block.end:
-        sum_KTH[:, max(written, block.first) : block.end] += addend_KLH[:, max(written - block.first, 0) :]
-    if written > block.first:
-        sum_KTH[:, block.first : min(written, block.end)] = addend_KLH[:, : written - block.first]
+    num_new = min(max(written - block.first, 0), block.num_keys)
+    if num_new:
+        sum_KTH.narrow(1, block.first, num_new).copy_(addend_KLH.narrow(1, 0, num_new))
+    if num_new < block.num_keys:
+        num_old = block.num_keys - num_new
+        sum_KTH.narrow(1, block.first + num_new, num_old).add_(addend_KLH.narrow(1, num_new, num_old))
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
@@ -153,7 +155,7 @@ def _weights(
         scores_KRL.mul_(scores.softcap)
     scores_KGQL = scores_KRL.view(len(k_KLH), -1, block.num_queries, block.num_keys)
     for keys, hidden in block.hidden:
-        scores_KGQL[..., keys] += hidden
+        scores_KGQL[..., keys].add_(hidden)
     if scores.sinks_N is None:
         return scores_KRL.softmax(-1), slope_KRL
     sinks_KG11 = scores.sinks_N.to(scores_KGQL.dtype).view(*scores_KGQL.shape[:2], 1, 1)

@@ -50,6 +50,8 @@ REFUSED = [
     ({"config": {"model": {"compute_dtype": "fp8"}}}, "config.model.compute_dtype"),
     ({"config": {"model": {"activation_checkpointing": "off"}}}, "config.model.activation_checkpointing"),
     ({"config": {"model": {"activation_checkpointing": True}}}, "config.model.activation_checkpointing"),
+    ({"config": {"model": {"compile": True}}}, "config.model.compile"),
+    ({"config": {"model": {"compile": "layer", "activation_checkpointing": "selective"}}}, "picks operations of a layer"),
     ({"config": {"data": {"seed": -1}}}, "config.data.seed"),
     ({"config": {"data": {"seed": 1.7}}}, "config.data.seed"),
     ({"config": {"data": {"long_rows": "None"}}}, "config.data.long_rows"),

@@ -1,22 +1,29 @@
-"""What the backward pass computes again changes no bit of any gradient, and leaves less behind."""
+"""How a layer is run changes no gradient: what the backward pass computes again, and whether there is code for it."""
 
 from typing import Any, Literal
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 from lib.config.model import LoraConfig
+from lib.core.errors import ConfigError
 from lib.models.decoder import Decoder
 from lib.models.lora import put_adapters
 from lib.models.verify_configs import random_case
 from lib.parallel.apply import recompute
+from lib.parallel.compiled import compile_layer
 from tests.lib.models.batches import packed
 
 Kind = Literal["none", "layer", "selective"]
 ROWS = [[9, 1, 17, 5], [23, 9]]
 
 
-def trained(family: str, kind: Kind, dtype: torch.dtype, lora: LoraConfig | None) -> tuple[dict[str, Any], int]:
+def trained(
+    family: str, kind: Kind, dtype: torch.dtype, lora: LoraConfig | None, *, compiled: bool = False
+) -> tuple[dict[str, Any], int]:
     """(gradients by name, bytes that the layers leave behind for the backward pass)."""
     torch.manual_seed(0)
     decoder = Decoder(random_case(family, 0, 1).spec).to(dtype)
@@ -33,6 +40,8 @@ def trained(family: str, kind: Kind, dtype: torch.dtype, lora: LoraConfig | None
 
     for layer in decoder.layers:
         recompute(layer, kind)
+        if compiled:
+            compile_layer(layer, on_gpu=False)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         hidden = decoder(*packed(ROWS, 38, decoder.spec.vocab_size))
     hidden.float().square().sum().backward()
@@ -59,3 +68,28 @@ def test_recomputing_changes_no_bit(kind: Kind, family: str, dtype: torch.dtype,
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert left < kept
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3"])
+def test_compiled_layers_find_the_gradients_of_plain_ones(family: str) -> None:
+    """Sinks, windows and experts; layers that are recomputed; and the numbers that dropout draws."""
+    lora = LoraConfig(rank=3, dropout=0.3)
+    expected, _ = trained(family, "layer", torch.float32, lora)
+    torch._dynamo.reset()
+    counters.clear()
+    found, _ = trained(family, "layer", torch.float32, lora, compiled=True)
+    assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
+
+
+def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", _no_compiler)
+    layer = Decoder(random_case("llama", 0, 1).spec).layers[0]
+    with pytest.raises(ConfigError, match=r"config\.model\.compile is 'layer'.*install g\+\+"):
+        compile_layer(layer, on_gpu=False)
+
+
+def _no_compiler() -> str:
+    raise InvalidCxxCompiler

@@ -35,6 +35,13 @@ def test_layers_that_cannot_be_cut_are_refused(parallel: dict[str, int], spec: D
         check_plan(ParallelConfig(**parallel), math.prod(parallel.values()), spec=spec, model=MODEL)
 
 
+def test_layers_that_are_cut_or_of_no_family_are_not_compiled() -> None:
+    with pytest.raises(ConfigError, match=r"leave out config\.model\.compile, or tensor"):
+        check_plan(ParallelConfig(tensor=2), 2, spec=DENSE, model=ModelConfig(compile="layer"))
+    with pytest.raises(ConfigError, match=r"config\.model\.compile .* of no family here"):
+        check_plan(ParallelConfig(), 1, spec=None, model=ModelConfig(compile="layer"))
+
+
 def test_dropout_of_adapters_is_refused_where_layers_are_cut() -> None:
     model = ModelConfig(lora=LoraConfig(dropout=0.1))
     with pytest.raises(ConfigError, match=r"config\.model\.lora\.dropout to 0"):

@@ -42,6 +42,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fp32": (FP32, {}),
     "fp32 untied, biases": (FP32, {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
     "fp32 recomputed": (FP32 | {"activation_checkpointing": "layer"}, {}),
+    "fp32 compiled": (FP32 | {"activation_checkpointing": "layer", "compile": "layer"}, {"family": "gemma3_text"}),
     "fp32 odd sizes": (FP32, {"hidden_size": 60, "intermediate_size": 91, "head_dim": 10}),
     "bf16": ({"compute_dtype": "bfloat16"}, {}),
     "fp32 experts": (FP32, {"family": "qwen3_moe", "num_experts": 5}),

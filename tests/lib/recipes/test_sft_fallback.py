@@ -89,6 +89,8 @@ def test_what_is_not_proven_is_refused_with_the_remedy(trained: tuple[Inputs, Pa
         train(doubted, job(data=PAD, model={"lora": {"rank": 4}}), tmp_path)
     proven = prepare(inputs, tmp_path, "gpt2")
     assert not proven.report.packing_problem
+    with pytest.raises(ConfigError, match=r"no module of this model is named layers\.<number>"):
+        train(proven, job(steps=3, model={"activation_checkpointing": "layer"}), tmp_path)
     train(proven, job(steps=3), tmp_path, run="run-packed", name="packed")
     assert metrics(tmp_path / "packed")[-1]["loss"] < metrics(tmp_path / "packed")[0]["loss"]
 

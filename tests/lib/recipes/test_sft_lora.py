@@ -79,6 +79,17 @@ def test_recomputing_layers_changes_no_bit_though_dropout_draws_again(
     assert metrics(tmp_path / "checkpoint") == metrics(uninterrupted[0] / "checkpoint")
 
 
+def test_a_compiled_run_goes_on_in_the_same_bits(uninterrupted: tuple[Path, Manifest], inputs: Inputs, tmp_path: Path) -> None:
+    """[F1] Ranks that start anew make the same code; dropout draws what it draws without. Losses are those of plain layers."""
+    compiled = job(model={"lora": LORA, "compile": "layer"})
+    digest = train(inputs, compiled, tmp_path).digest
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
+    shutil.rmtree(tmp_path / "checkpoint")
+    assert train(inputs, compiled, tmp_path).digest == digest
+    pairs = list(zip(metrics(tmp_path / "checkpoint"), metrics(uninterrupted[0] / "checkpoint"), strict=True))
+    assert all(found["loss"] == pytest.approx(expected["loss"], rel=1e-5) for found, expected in pairs)
+
+
 def test_the_adapter_is_the_merged_model(uninterrupted: tuple[Path, Manifest], inputs: Inputs) -> None:
     """In transformers and peft, on the base that was trained; the merged weights were rounded once, to bfloat16."""
     folder = uninterrupted[0] / "checkpoint"
