@@ -4,6 +4,7 @@ import gc
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lib.config.model import ModelConfig
+from lib.config.model import LoraConfig, ModelConfig
 from lib.config.parallel import ClusterShape, ParallelConfig
 from lib.config.train import ReduceGradients
 from lib.models.decoder import Decoder
 from lib.models.flops import FlopCounter
+from lib.models.lora import put_adapters
 from lib.models.spec import DecoderSpec
 from lib.parallel.apply import shard_model
 from lib.parallel.load import whole
@@ -31,10 +33,24 @@ CHOICES: tuple[ReduceGradients, ...] = ("each_step", "each_micro_batch")
 NUM_TARGETS, NUM_STEPS = 1000.0, 5
 MESHES: dict[int, list[tuple[str, dict[str, int]]]] = {
     1: [("tied", {})],
-    2: [("tied", {"tensor": 2}), ("experts", {"expert": 2})],
+    2: [("tied", {"tensor": 2}), ("experts", {"expert": 2}), ("tied with adapters", {})],
     4: [("untied", {}), ("tied", {"replicate": 2})],
 }
 """Number of ranks -> models of `SPECS`, and how they are cut."""
+ADAPTERS = LoraConfig(rank=4, targets=("q", "down", "embed"), train_fully=("norms",))
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained."""
+
+    spec: DecoderSpec
+    lora: LoraConfig | None
+
+    @staticmethod
+    def named(name: str) -> "Model":
+        spec, _, more = name.partition(" with ")
+        return Model(SPECS[spec], ADAPTERS if more else None)
 
 
 class Watched(NextToken):
@@ -61,16 +77,20 @@ def live_bytes() -> int:
 def everything() -> dict[str, Any]:
     """Of each model and mesh, see `compare` and `train`."""
     meshes = MESHES[dist.get_world_size()]
-    return {f"{name} {mesh}": compare(SPECS[name], mesh) | {"apart": train(SPECS[name], mesh)} for name, mesh in meshes}
+    found = {}
+    for name, mesh in meshes:
+        model = Model.named(name)
+        found[f"{name} {mesh}"] = compare(model, mesh) | {"apart": train(model, mesh)}
+    return found
 
 
-def compare(spec: DecoderSpec, mesh: Mapping[str, int]) -> dict[str, Any]:
+def compare(model: Model, mesh: Mapping[str, int]) -> dict[str, Any]:
     """This rank's digests of gradients: of both choices, each twice, and of the micro-batches one by one, added up in their
     order; and the bytes that the choices differ by when the second micro-batch begins, as they are and as predicted."""
     parallel, num_ranks = ParallelConfig(**mesh), dist.get_world_size()
     place = DataPlace.of(dist.get_rank(), num_ranks, parallel)
     micro = micro_batches(packed_rows()[place.rank :: place.num_ranks][:3], 1)
-    module = _module(spec, parallel)
+    module = _module(model, parallel)
     found: dict[str, Any] = {}
     held = {}
     for choice in CHOICES:
@@ -85,39 +105,42 @@ def compare(spec: DecoderSpec, mesh: Mapping[str, int]) -> dict[str, Any]:
     found["freed"] = held["each_step"] - held["each_micro_batch"]
     sizes = parallel.sizes(num_ranks)
     found["num_pieces"] = sizes["shard"] * sizes["expert"]
-    found["predicted"] = _kept(spec, parallel, "each_step") - _kept(spec, parallel, "each_micro_batch")
+    found["predicted"] = _kept(model, parallel, "each_step") - _kept(model, parallel, "each_micro_batch")
     return found
 
 
-def train(spec: DecoderSpec, mesh: Mapping[str, int]) -> float:
+def train(model: Model, mesh: Mapping[str, int]) -> float:
     """Greatest difference that five clipped updates in float64, gradients summed up in each micro-batch, leave between the
     weights of the ranks together and those of a plain module that each rank trains on all rows by itself."""
     place = DataPlace.of(dist.get_rank(), dist.get_world_size(), ParallelConfig(**mesh))
-    ours, plain = _module(spec, ParallelConfig(**mesh), torch.float64), _module(spec, None, torch.float64)
+    ours, plain = _module(model, ParallelConfig(**mesh), torch.float64), _module(model, None, torch.float64)
     for module, rows, counted in (
         (ours, packed_rows()[place.rank :: place.num_ranks], place.is_first),
         (plain, packed_rows(), dist.get_rank() == 0),
     ):
-        micro, optimizer = micro_batches(rows, 1), torch.optim.AdamW(module.parameters())
-        training = Training(module, optimizer, NextToken(), FlopCounter(spec), "each_micro_batch")
+        micro, optimizer = micro_batches(rows, 1), torch.optim.AdamW(_trained(module).values())
+        training = Training(module, optimizer, NextToken(), FlopCounter(model.spec, model.lora), "each_micro_batch")
         for step in range(1, NUM_STEPS + 1):
             counts = count_step(micro, NextToken(), training.flops, part_written=False, counted=counted)
             train_step(training, micro, counts, step=step, learning_rate=1e-2, max_grad_norm=0.5, device=CPU)
     pairs = zip(ours.named_parameters(), plain.named_parameters(), strict=True)
-    assert spec.tied == ("decoder.head.weight" not in dict(ours.named_parameters()))
-    return max(float((whole(found) - expected).abs().max()) for (_, found), (_, expected) in pairs)
+    assert model.spec.tied == ("decoder.head.weight" not in dict(ours.named_parameters()))
+    return max(float((whole(found) - expected.detach()).abs().max()) for (_, found), (_, expected) in pairs)
 
 
-def _kept(spec: DecoderSpec, parallel: ParallelConfig, choice: ReduceGradients) -> float:
+def _kept(model: Model, parallel: ParallelConfig, choice: ReduceGradients) -> float:
     """Bytes of gradients when the last micro-batch begins, by the memory model; in a step that is long for its weights."""
     batch = BatchShape(rows=1, sequence_length=1 << 16, micro_batches=2, reduced=choice)
     sizes = parallel.sizes(dist.get_world_size())
-    return estimate_memory(spec, ModelConfig(compute_dtype="float32"), sizes, batch, on_gpu=True).gradients
+    return estimate_memory(model.spec, ModelConfig(lora=model.lora), sizes, batch, on_gpu=True).gradients
 
 
-def _module(spec: DecoderSpec, parallel: ParallelConfig | None, dtype: torch.dtype = torch.float32) -> LossModule:
+def _module(model: Model, parallel: ParallelConfig | None, dtype: torch.dtype = torch.float32) -> LossModule:
     """The same weights every time; on no mesh a plain module."""
-    module = LossModule(Decoder(spec), chunk_tokens=16).to(dtype)
+    module = LossModule(Decoder(model.spec), chunk_tokens=16)
+    if model.lora:
+        put_adapters(module.decoder, model.lora)
+    module.to(dtype)
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / math.sqrt(parameter.shape[-1])
@@ -126,8 +149,12 @@ def _module(spec: DecoderSpec, parallel: ParallelConfig | None, dtype: torch.dty
         shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=dist.get_world_size(), threads_per_rank=1)
         mesh, name = build_mesh(shape, parallel), str(dtype).removeprefix("torch.")
         shard_model(module, mesh, ModelConfig().model_copy(update={"compute_dtype": name}))
-        module.vocabulary = vocabulary_part(mesh, spec.vocab_size)
+        module.vocabulary = vocabulary_part(mesh, model.spec.vocab_size)
     return module
+
+
+def _trained(module: LossModule) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def _gradients(
@@ -137,7 +164,7 @@ def _gradients(
     module.zero_grad(set_to_none=True)
     accumulate_gradients(module, micro, objective or NextToken(), divisors={"loss": NUM_TARGETS}, device=CPU, reduced=choice)
     found = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in _trained(module).items():
         assert parameter.grad is not None, name
         found[name] = parameter.grad.to_local().clone()
     return found

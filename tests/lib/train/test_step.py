@@ -1,6 +1,6 @@
 """When ranks sum up their gradients changes what a rank holds, and rounding; it is one order of summing, always the same.
 
-That both choices give the gradients of one process is in tests/numerics/test_invariance.py.
+That both choices give the gradients of one process on any cut is in tests/numerics/test_invariance.py.
 """
 
 from typing import Any
