@@ -112,8 +112,7 @@ def _scores(job: Json, before: HeadsReport, after: HeadsReport) -> list[list[str
 
 def _preview(mask_html: str, labels: Mapping[str, Any]) -> str:
     """A row and what its heads should put out; of labels by token, how many there are."""
-    told = {
-        name: f"{sum(item is not None for item in value)} of {len(value)} tokens" if isinstance(value, list) else str(value)
-        for name, value in labels.items()
-    }
-    return f'<div class="preview">{mask_html}</div>{facts_table(told)}'
+    by_token = {name: value for name, value in labels.items() if isinstance(value, list)}
+    counts = {name: f"{sum(v is not None for v in value)} of {len(value)} tokens" for name, value in by_token.items()}
+    told = [f"{name}: {value}" for name, value in {**labels, **counts}.items()]
+    return f'<div class="preview">{mask_html}</div><p>{text(", ".join(told)) or "no labels"}</p>'

@@ -1,6 +1,7 @@
 """Laws of training named outputs as a whole: labels go where their documents go, every head has its own denominator."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -225,17 +226,19 @@ def test_the_report_compares_every_head(trained: Path, inputs: Inputs, labelled:
         with stage_artifact(tmp_path / name, "heads_report") as staged:
             write_heads_report(report, staged)
     with stage_artifact(tmp_path / "report", "report") as staged:
-        parts = {"checkpoint": trained / "checkpoint", "after": tmp_path / "after"}
-        summary = write_heads_page(staged, **parts, before=tmp_path / "before")
+        given = {"checkpoint": trained / "checkpoint", "after": tmp_path / "after"}
+        summary = write_heads_page(staged, **given, before=tmp_path / "before")
         with pytest.raises(DataError, match="score the same ones"):
-            write_heads_page(staged, **parts, before=tmp_path / "fewer")
+            write_heads_page(staged, **given, before=tmp_path / "fewer")
     assert json.loads((tmp_path / "report" / "summary.json").read_text(encoding="utf-8")) == summary
     assert summary["loss_before"] == reports["before"].loss and summary["loss_after"] == reports["after"].loss
     assert list(summary["heads"]) == [head["name"] for head in HEADS]
     assert summary["heads"]["reward"]["accuracy_after"] is None
     assert evaluation_metrics(summary)["eval.topic.loss_after"] == reports["after"].heads[3].loss
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert all(part in page for part in ("Loss of worth", "clicked", 'class="trained"')) and "http://" not in page
+    parts = ("Loss of worth", "clicked", 'class="trained"', "squared error by token, weight 0.3", "topic: small")
+    assert all(part in page for part in parts) and "http://" not in page
+    assert re.search(r"worth: [1-9]\d* of \d+ tokens", page)
 
 
 @pytest.mark.parametrize("head", [REWARD, TOPIC], ids=["number", "label"])
