@@ -4,10 +4,12 @@
 `python -m tests.campaigns memory [--rows 5000000]`: short rows streamed from a file, with one of 50 MB among them.
 `python -m tests.campaigns invariance [--cases 1000]`: random cuts of a step on 1, 2 and 4 ranks against one plain process.
 `python -m tests.campaigns checkpoints [--saves 200]`: four processes save into one folder, late by chance at each move.
+`python -m tests.campaigns load [--layers 60]`: the memory of four ranks that load a model, by dtype and mesh.
 """
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -26,6 +28,7 @@ from lib.data.examples import open_examples
 from lib.data.mixture import OWN_DATA
 from lib.data.packing import BestFitPacker, OpenPack
 from lib.data.stream import Encoding, PackedStream
+from tests.lib.parallel.load_memory import folder_of, load
 from tests.lib.parallel.ranks import run_here, run_ranks
 from tests.lib.train.mesh_work import race
 from tests.numerics.invariance import broken_limits, check_cases, random_case
@@ -170,6 +173,20 @@ def checkpoints(num_saves: int) -> None:
     )
 
 
+def loads(num_layers: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="loads-") as name:
+        warm = folder_of(Path(name) / "warm", "float32", num_layers=1)
+        for dtype in ("float32", "bfloat16"):
+            folder = folder_of(Path(name) / dtype, dtype, num_layers=num_layers)
+            for mesh in ({}, {"tensor": 2}, {"replicate": 2}):
+                ranks = run_ranks(load, 4, str(warm), str(folder), mesh)
+                most = max(rank["grown"] / (1.3 * rank["share"] + rank["file"]) for rank in ranks)
+                mib = [f"{rank['grown'] / 2**20:.0f} for {rank['share'] / 2**20:.0f}" for rank in ranks]
+                print(f"load: {dtype} {mesh}: MiB {', '.join(mib)}; {most:.2f} of the limit", flush=True)
+                assert most <= 1.0
+            shutil.rmtree(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns")
     commands = parser.add_subparsers(dest="name", required=True)
@@ -177,6 +194,7 @@ def main() -> None:
     commands.add_parser("memory").add_argument("--rows", type=int, default=5_000_000)
     commands.add_parser("invariance").add_argument("--cases", type=int, default=1000)
     commands.add_parser("checkpoints").add_argument("--saves", type=int, default=200)
+    commands.add_parser("load").add_argument("--layers", type=int, default=60)
     options = parser.parse_args()
     if options.name == "packing":
         packing(options.lists)
@@ -184,6 +202,8 @@ def main() -> None:
         memory(options.rows)
     elif options.name == "checkpoints":
         checkpoints(options.saves)
+    elif options.name == "load":
+        loads(options.layers)
     else:
         invariance(options.cases)
 

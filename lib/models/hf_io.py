@@ -20,6 +20,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = f"{SINGLE_FILE}.index.json"
 FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Stored dtypes that a fp32 master holds without loss."""
+MAPPED_BYTES = 8 << 20
+"""Files are opened anew after so much was read: what was read of a file counts as the process's memory until it is closed."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -59,10 +61,12 @@ class CheckpointReader:
         self.folder = folder
         self.bytes_read = 0
         """Bytes of tensor data asked for so far."""
-        self._files = {name: self._open(name) for name in _shard_files(folder)}
+        self._opened: dict[str, Any] = {}
+        self._mapped_bytes = 0
+        self._file_names = _shard_files(folder)
         self._file_of: dict[str, str] = {}
-        for file_name, handle in self._files.items():
-            for name in sorted(handle.keys()):
+        for file_name in self._file_names:
+            for name in sorted(self._file(file_name).keys()):
                 if name in self._file_of:
                     raise ModelError(f"{folder}: tensor {name} is in {self._file_of[name]} and in {file_name}")
                 self._file_of[name] = file_name
@@ -73,7 +77,7 @@ class CheckpointReader:
 
     def files(self) -> dict[str, list[str]]:
         """Name of each file -> its tensors."""
-        return {file: sorted(name for name, other in self._file_of.items() if other == file) for file in self._files}
+        return {file: sorted(name for name, other in self._file_of.items() if other == file) for file in self._file_names}
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._slice(name).get_shape())
@@ -95,19 +99,28 @@ class CheckpointReader:
         """The whole of a tensor that is stored as unsigned bytes. Raises ModelError for any other."""
         if (stored := self._slice(name).get_dtype()) != "U8":
             raise ModelError(f"{self.folder / self._file_of[name]}: {name} is stored as {stored}, expected U8")
-        return cast(torch.Tensor, self._files[self._file_of[name]].get_tensor(name))
+        return cast(torch.Tensor, self._file(self._file_of[name]).get_tensor(name))
 
     def get_slice(self, name: str, slices: tuple[slice, ...]) -> torch.Tensor:
         """A part of a tensor in its stored dtype; only its bytes are read."""
         dtype = self.dtype(name)
-        part = cast(torch.Tensor, self._slice(name)[slices] if slices else self._files[self._file_of[name]].get_tensor(name))
-        self.bytes_read += math.prod(part.shape) * dtype.itemsize
+        part = cast(torch.Tensor, self._slice(name)[slices] if slices else self._file(self._file_of[name]).get_tensor(name))
+        num_bytes = math.prod(part.shape) * dtype.itemsize
+        self.bytes_read += num_bytes
+        self._mapped_bytes += num_bytes
+        if self._mapped_bytes > MAPPED_BYTES:
+            self._opened, self._mapped_bytes = {}, 0
         return part
 
     def _slice(self, name: str) -> Any:
         if name not in self._file_of:
             raise ModelError(f"{self.folder}: no tensor {name}")
-        return self._files[self._file_of[name]].get_slice(name)
+        return self._file(self._file_of[name]).get_slice(name)
+
+    def _file(self, file_name: str) -> Any:
+        if file_name not in self._opened:
+            self._opened[file_name] = self._open(file_name)
+        return self._opened[file_name]
 
     def _open(self, file_name: str) -> Any:
         path = self.folder / file_name

@@ -1,6 +1,7 @@
 """Laws of a stream in another process: the same rows and positions as here, errors and deaths reach the consumer."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -18,10 +19,11 @@ from tests.lib.data.memory import PLAIN, source_of
 
 
 def weighted(texts: Any) -> Any:
-    """Rows of an even number of tokens have weights."""
+    """Rows of an even number of tokens have weights, those of a multiple of three have labels."""
     for document in PLAIN.encode(texts):
-        weights = document.loss_mask.astype("float32") / 2 if len(document.token_ids) % 2 == 0 else None
-        yield type(document)(document.sample_id, document.token_ids, document.loss_mask, weights)
+        num_tokens = len(document.token_ids)
+        weights = document.loss_mask.astype("float32") / 2 if num_tokens % 2 == 0 else None
+        yield replace(document, weights=weights, labels=f'{{"length": {num_tokens}}}' if num_tokens % 3 == 0 else None)
 
 
 def opened(arguments: Json, share: Share) -> PackedStream:
@@ -40,7 +42,7 @@ ARGUMENTS = {"lengths": [n % 17 + 2 for n in range(60)]}
 
 def _content(row: PackedRow) -> list[Any]:
     return [
-        (d.sample_id, d.token_ids.tolist(), d.loss_mask.tolist(), None if d.weights is None else d.weights.tolist())
+        (d.sample_id, d.token_ids.tolist(), d.loss_mask.tolist(), None if d.weights is None else d.weights.tolist(), d.labels)
         for d in row.documents
     ]
 

@@ -12,6 +12,7 @@ from lib.models.lora import fill_factors, put_adapters
 from lib.parallel.load import full_tensors
 from lib.parallel.reduce import all_reduce_sum, barrier, clip_grad_norm
 from tests.lib.models.checkpoints import family_model
+from tests.lib.parallel.load_memory import folder_of, load
 from tests.lib.parallel.ranks import run_here, run_ranks
 from tests.lib.parallel.work import CASES, LossModule, digest, everything, share, shift_adapters
 from tests.tiny import VOCAB_SIZE, tiny_model
@@ -63,6 +64,14 @@ def test_a_sharded_load_is_the_full_load(case: str, folders: dict[str, Path], tw
     for rank in two_ranks:
         assert rank[case]["loaded"] == expected
         assert rank[case]["bytes_read"] <= 1.1 * total / 2
+
+
+def test_a_rank_needs_the_memory_of_its_share(tmp_path: Path) -> None:
+    """[F13] Four ranks load a model stored in float32: each grows by at most 1.3 of its quarter and one file of the model, with
+    all that it maps. `python -m tests.campaigns load` tries larger models, other dtypes and meshes."""
+    warm, folder = (folder_of(tmp_path / name, "float32", num_layers=layers) for name, layers in (("warm", 1), ("model", 16)))
+    for rank in run_ranks(load, 4, str(warm), str(folder), {}):
+        assert rank["share"] < rank["grown"] <= 1.3 * rank["share"] + rank["file"]
 
 
 @pytest.mark.parametrize("case", CASES)
