@@ -9,9 +9,9 @@ import mmap
 import os
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,7 +146,7 @@ def mapped(path: Path, size_bytes: int | None = None) -> Iterator[memoryview]:
         yield block
 
 
-def write_hashed(path: Path, *blocks: memoryview) -> str:
+def write_hashed(path: Path, blocks: Iterable[memoryview]) -> str:
     """Write blocks of bytes one after the other and flush them to the disk; their sha256 (hex), taken beside the writing.
 
     The disk begins with the first bytes while the last ones are still on their way to it.
@@ -160,36 +160,32 @@ def write_hashed(path: Path, *blocks: memoryview) -> str:
         written += len(chunk)
 
     with path.open("wb") as stream:
-        digest = hash_beside(write, *blocks)
+        digest = hash_beside(write, blocks)
         stream.flush()
         os.fsync(stream.fileno())
     return digest
 
 
-def hash_beside(write: Callable[[memoryview], object], *blocks: memoryview) -> str:
-    """Hand blocks of bytes to `write`, some megabytes at a time; their sha256 (hex), taken in another thread meanwhile."""
-    stopped = threading.Event()
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        hashed = pool.submit(_sha256, blocks, stopped)
+def hash_beside(write: Callable[[memoryview], object], blocks: Iterable[memoryview]) -> str:
+    """Hand blocks of bytes to `write`, some megabytes at a time; their sha256 (hex), taken in another thread meanwhile.
+
+    A block must stay as it is until the end; the next one may come when it is ready.
+    """
+    digest, hashed = hashlib.sha256(), deque[Future[None]]()
+    with ThreadPoolExecutor(max_workers=1) as pool:  # one thread, so in order
         try:
             for chunk in _chunks(blocks):
+                hashed.append(pool.submit(digest.update, chunk))
                 write(chunk)
         except BaseException:
-            stopped.set()
+            pool.shutdown(cancel_futures=True)
             raise
-        return hashed.result()
-
-
-def _sha256(blocks: Sequence[memoryview], stopped: threading.Event) -> str:
-    digest = hashlib.sha256()
-    for chunk in _chunks(blocks):
-        if stopped.is_set():
-            break
-        digest.update(chunk)
+        for one in hashed:
+            one.result()
     return digest.hexdigest()
 
 
-def _chunks(blocks: Sequence[memoryview]) -> Iterator[memoryview]:
+def _chunks(blocks: Iterable[memoryview]) -> Iterator[memoryview]:
     return (block[start : start + _CHUNK_BYTES] for block in blocks for start in range(0, len(block), _CHUNK_BYTES))
 
 

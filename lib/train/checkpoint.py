@@ -113,12 +113,13 @@ class CheckpointStore:
         assert self._writing is None, "the checkpoint before is not finished"
         pieces = state.pieces()
         mine = self._replicas.to_write({name: piece.box for name, piece in pieces.items()})
-        self._snapshot.take({name: piece for name, piece in pieces.items() if name in mine})
+        self._snapshot.lay_out({name: piece for name, piece in pieces.items() if name in mine})
         values = state.values()
         self._step = step
         facts = {**facts, "step": step, "num_ranks": self._num_ranks}
         cuts = {name: (path, path.stat().st_size) for name, path in (logs or {}).items()}
         self._writing = self._writer.submit(self._write_part, self._draft(step), values, facts, cuts)
+        self._snapshot.copy()
 
     def part_written(self) -> bool:
         """This rank's part of the pending save is on the shelf.
@@ -166,7 +167,7 @@ class CheckpointStore:
             write_part(draft, self._snapshot, values, rank=self._rank, num_ranks=self._num_ranks)
             if self._rank:
                 return {}
-            written = {FACTS_NAME: draft.write(FACTS_NAME, memoryview(canonical_json(facts).encode()))}
+            written = {FACTS_NAME: draft.write(FACTS_NAME, [memoryview(canonical_json(facts).encode())])}
             return written | {name: _write_beginning(draft, name, path, size) for name, (path, size) in cuts.items()}
         except OSError as error:
             draft.discard()
@@ -217,7 +218,7 @@ class CheckpointStore:
 def _write_beginning(draft: Draft, name: str, path: Path, size_bytes: int) -> str:
     """The first bytes of a file that may grow meanwhile; their sha256."""
     with mapped(path, size_bytes) as content:
-        return draft.write(name, content)
+        return draft.write(name, [content])
 
 
 def load_state(stored: Stored, state: TrainState, *, rank: int, num_ranks: int, layout: Json) -> Json:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,10 +51,10 @@ class FolderDraft:
     def __str__(self) -> str:
         return str(self.staging)
 
-    def write(self, name: str, *blocks: memoryview) -> str:
+    def write(self, name: str, blocks: Iterable[memoryview]) -> str:
         path = self.staging / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        return write_hashed(path, *blocks)
+        return write_hashed(path, blocks)
 
     def add(self, name: str, path: Path) -> str:
         link_or_copy(path, self.staging / name)

@@ -11,7 +11,7 @@ endpoints are fsspec's affair: its environment, its configuration files, the mac
 import hashlib
 import json
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -85,15 +85,15 @@ class ObjectDraft:
     def __str__(self) -> str:
         return f"{self._shelf}/{self._folder}"
 
-    def write(self, name: str, *blocks: memoryview) -> str:
+    def write(self, name: str, blocks: Iterable[memoryview]) -> str:
         with writing():
             path = f"{self._shelf.root}/{self._folder}/{name}"
             with self._shelf.store.open(path, "wb", block_size=_PART_BYTES) as stream:
-                return hash_beside(stream.write, *blocks)
+                return hash_beside(stream.write, blocks)
 
     def add(self, name: str, path: Path) -> str:
         with mapped(path) as content:
-            return self.write(name, content)
+            return self.write(name, [content])
 
     def read_bytes(self, name: str) -> bytes:
         with writing():

@@ -26,9 +26,9 @@ def values_name(rank: int, num_ranks: int) -> str:
 
 def write_part(draft: Draft, snapshot: Snapshot, values: Json, *, rank: int, num_ranks: int) -> None:
     """Write one rank's two files into a draft."""
-    sha256 = draft.write(tensors_name(rank, num_ranks), memoryview(snapshot.header), snapshot.data)
+    sha256 = draft.write(tensors_name(rank, num_ranks), snapshot.blocks())
     record = canonical_json({"sha256": sha256, "values": values})
-    draft.write(values_name(rank, num_ranks), memoryview(record.encode()))
+    draft.write(values_name(rank, num_ranks), [memoryview(record.encode())])
 
 
 def read_record(source: Draft | Stored, rank: int, num_ranks: int) -> Json:

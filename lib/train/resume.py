@@ -53,9 +53,9 @@ def begin_from(checkpoint: Path, shelf: Shelf, identity: str, token: str) -> int
     draft = shelf.draft(step_name(facts["step"]), token)
     try:
         written = {path.name: draft.add(path.name, path) for path in sorted(state.iterdir()) if path.name != FACTS_NAME}
-        written[FACTS_NAME] = draft.write(FACTS_NAME, memoryview(canonical_json({**facts, "identity": identity}).encode()))
+        written[FACTS_NAME] = draft.write(FACTS_NAME, [memoryview(canonical_json({**facts, "identity": identity}).encode())])
         written[METRICS_NAME] = draft.add(METRICS_NAME, checkpoint / METRICS_NAME)
-        written[TIMINGS_NAME] = draft.write(TIMINGS_NAME)  # of the other run's machine
+        written[TIMINGS_NAME] = draft.write(TIMINGS_NAME, [])  # of the other run's machine
         draft.publish(KIND, written, meta={"step": facts["step"], "num_ranks": facts["num_ranks"]})
     except OSError as error:
         draft.discard()

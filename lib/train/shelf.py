@@ -4,7 +4,7 @@ On a file system that all ranks share a folder is published by renaming it (fold
 small marker last (object_shelf.py). Whoever saves and loads knows the protocols here alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +27,7 @@ class Stored(Protocol):
 class Draft(Protocol):
     """A folder that several processes fill and nobody else sees. Its text says where it is."""
 
-    def write(self, name: str, *blocks: memoryview) -> str:
+    def write(self, name: str, blocks: Iterable[memoryview]) -> str:
         """Write a file; its sha256 (hex). It outlives this process when the call returns. Raises OSError."""
         ...
 

@@ -31,7 +31,7 @@ def _saved(shelf: ObjectShelf, step: int, start: str, *, claim: bool = True) -> 
     if claim:
         shelf.claim(start)
     draft = shelf.draft(step_name(step), start)
-    draft.publish(KIND, {"a": draft.write("a", memoryview(b"first "), memoryview(b"second"))}, meta={})
+    draft.publish(KIND, {"a": draft.write("a", [memoryview(b"first "), memoryview(b"second")])}, meta={})
 
 
 def test_runs_on_other_numbers_of_ranks_end_in_the_same_bits(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_named() -> None:
     """[F12] Without a marker there is no checkpoint; with one, the object that doesn't fit is named."""
     shelf = ObjectShelf(HOME)
     draft = shelf.draft(step_name(1), "0")
-    draft.write("a", memoryview(b"x"))
+    draft.write("a", [memoryview(b"x")])
     assert shelf.names() == [] and latest_valid(shelf) is None
     for path, content, message in (
         ("step-00000001/0/a", None, r"run/step-00000001/0/a: is missing"),

@@ -37,7 +37,8 @@ def held_by_ranks(shape: tuple[int, ...], rng: random.Random) -> list[Box]:
 
 def write_one(folder: Path, pieces: dict[str, Piece], rank: int, num_ranks: int) -> None:
     snapshot = Snapshot()
-    snapshot.take(pieces)
+    snapshot.lay_out(pieces)
+    snapshot.copy()
     write_part(FolderDraft(folder, folder), snapshot, {}, rank=rank, num_ranks=num_ranks)
 
 
