@@ -136,4 +136,6 @@ class HeadsJob(TrainJob):
     def scoring(self) -> HeadsEvalJob:
         """What is scored, on as many ranks as train it."""
         config = self.config
-        return HeadsEvalJob(heads=config.heads, chat=config.data.chat, seed=config.train.seed, shape=self.shape)
+        # Its ranks read the model that was trained from the shared home, wherever the checkpoints are.
+        shape = self.shape.model_copy(update={"shared_home": True})
+        return HeadsEvalJob(heads=config.heads, chat=config.data.chat, seed=config.train.seed, shape=shape)

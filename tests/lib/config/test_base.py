@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lib.config.base import Frozen, Number, read_yaml
-from lib.config.recipes import SftConfig, SftJob
+from lib.config.recipes import HeadsJob, SftConfig, SftJob
 from lib.core.errors import ConfigError
 
 JOB: dict[str, Any] = {"learning_rate": 1e-4, "steps": 100, "sequence_length": 512, "nodes": 1, "gpus_per_node": 0}
@@ -168,3 +168,15 @@ def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigError, match="2 problem") as refused:
         _Pair.parse({"left": "x", "right": "y"}, where="pair.yaml")
     assert "left" in str(refused.value) and "right" in str(refused.value)
+
+
+def test_a_home_for_checkpoints_is_an_address_and_only_training_does_without_a_shared_disk() -> None:
+    heads = [{"kind": "scalar", "name": "score"}]
+    for home, address in (("s3://bucket/runs/", "s3://bucket/runs/sft-1"), (None, None)):
+        config = {"heads": heads, "cluster": {"checkpoint_home": home}}
+        job = HeadsJob.parse({**JOB, "config": config}, where="test")
+        assert job.config.cluster.home_of("sft-1") == address
+        assert job.shape.shared_home == (home is None) and job.scoring.shape.shared_home
+    for wrong in ("/postflyte/runs", "bucket/runs", "s3://bucket/*"):
+        with pytest.raises(ConfigError, match="checkpoint_home"):
+            HeadsJob.parse({**JOB, "config": {"heads": heads, "cluster": {"checkpoint_home": wrong}}}, where="test")
