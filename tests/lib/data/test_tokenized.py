@@ -22,12 +22,14 @@ LENGTHS = random.Random(0).choices(range(2, 60), k=53)
 
 
 def _weighted(texts: list[object]) -> list[Document]:
-    """Every third document has weights."""
-    documents = PLAIN.encode(texts)
-    return [
-        Document(d.sample_id, d.token_ids, d.loss_mask, d.loss_mask * np.float32(0.5) if len(d.token_ids) % 3 == 0 else None)
-        for d in documents
-    ]
+    """Documents of a multiple of three tokens have weights, of a multiple of five labels."""
+
+    def weighted(document: Document) -> Document:
+        weights = document.loss_mask * np.float32(0.5) if document.num_tokens % 3 == 0 else None
+        labels = f'{{"length": {document.num_tokens}}}' if document.num_tokens % 5 == 0 else None
+        return Document(document.sample_id, document.token_ids, document.loss_mask, weights, labels=labels)
+
+    return list(map(weighted, PLAIN.encode(texts)))
 
 
 ENCODING = Encoding(_weighted, {"tokenizer": "numbers"})
@@ -49,11 +51,11 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[MemorySource,
 
 def _content(document: Document) -> tuple[object, ...]:
     weights = None if document.weights is None else document.weights.tolist()
-    return document.sample_id, document.token_ids.tolist(), document.loss_mask.tolist(), weights
+    return document.sample_id, document.token_ids.tolist(), document.loss_mask.tolist(), weights, document.labels
 
 
 def test_every_row_is_found_from_any_row_on(pair: tuple[MemorySource, TokenizedExamples]) -> None:
-    """At any start and step, the numbers, characters, tokens, masks and weights of the origin."""
+    """At any start and step, the numbers, characters, tokens, masks, weights and labels of the origin."""
     source, tokens = pair
     assert tokens.num_splits == len(SIZES)
     for split, size in enumerate(SIZES):
