@@ -57,6 +57,14 @@ def test_decay_is_on_matrices_only() -> None:
         assert torch.allclose(value, expected, rtol=0, atol=1e-7), name
 
 
+def test_frozen_weights_have_no_part() -> None:
+    """[D4] They are not the optimizer's, which would decay them and demand float32 of them; stored in bfloat16 they stay so."""
+    module = nn.Sequential(nn.Linear(3, 3).bfloat16().requires_grad_(False), nn.Linear(3, 3))
+    optimizer = build_optimizer(module, OptimConfig(weight_decay=0.5))
+    given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert given == {id(parameter) for parameter in module[1].parameters()}
+
+
 def test_low_precision_weights_are_refused() -> None:
     """[C7] An update of lr 1e-6 is below bfloat16's spacing: the optimizer takes float32 weights only."""
     with pytest.raises(ValueError, match="must be float32"):
