@@ -22,6 +22,8 @@ from lib.core.versions import library_versions
 
 STAGING_PREFIX = ".staging-"
 _CHUNK_BYTES = 32 * 1024**2
+_WRITE_BYTES = 1 << 20
+"""Of a file at a time. Larger writes took up to ten times as long now and then, in the kernel."""
 
 
 @dataclass
@@ -147,28 +149,26 @@ def mapped(path: Path, size_bytes: int | None = None) -> Iterator[memoryview]:
 
 
 def write_hashed(path: Path, blocks: Iterable[memoryview]) -> str:
-    """Write blocks of bytes one after the other and flush them to the disk; their sha256 (hex), taken beside the writing.
-
-    The disk begins with the first bytes while the last ones are still on their way to it.
-    """
-    written = 0
+    """Write blocks of bytes one after the other and flush them to the disk; their sha256 (hex), taken beside the writing."""
 
     def write(chunk: memoryview) -> None:
-        nonlocal written
-        stream.write(chunk)
-        os.posix_fadvise(stream.fileno(), written, len(chunk), os.POSIX_FADV_DONTNEED)
-        written += len(chunk)
+        for start in range(0, len(chunk), _WRITE_BYTES):
+            stream.write(chunk[start : start + _WRITE_BYTES])
 
-    with path.open("wb") as stream:
-        digest = hash_beside(write, blocks)
+    def flush() -> None:
         stream.flush()
         os.fsync(stream.fileno())
-    return digest
+
+    with path.open("wb") as stream:
+        return hash_beside(write, blocks, end=flush)
 
 
-def hash_beside(write: Callable[[memoryview], object], blocks: Iterable[memoryview]) -> str:
+def hash_beside(
+    write: Callable[[memoryview], object], blocks: Iterable[memoryview], *, end: Callable[[], object] = lambda: None
+) -> str:
     """Hand blocks of bytes to `write`, some megabytes at a time; their sha256 (hex), taken in another thread meanwhile.
 
+    `end` is called after the last write; the hash need not have come that far.
     A block must stay as it is until the end; the next one may come when it is ready.
     """
     digest, hashed = hashlib.sha256(), deque[Future[None]]()
@@ -177,6 +177,7 @@ def hash_beside(write: Callable[[memoryview], object], blocks: Iterable[memoryvi
             for chunk in _chunks(blocks):
                 hashed.append(pool.submit(digest.update, chunk))
                 write(chunk)
+            end()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
