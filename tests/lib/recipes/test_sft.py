@@ -191,13 +191,16 @@ def test_training_needs_the_models_own_report_passed(inputs: Inputs, tmp_path: P
 
 
 def test_identity_is_what_decides_the_numbers() -> None:
-    """Ranks, deadlines and tracking may change when a run goes on; the learning rate or the seed may not."""
+    """Ranks, deadlines and tracking may change when a run goes on; the learning rate, the seed or an input may not."""
     identity = partial(run_identity, "sft", model_digest="m", data_digest="d")
     same = [job(), job(ranks=2), job(mlflow=True), job(train={"max_restarts": 0, "checkpoint_every": 5, "profile": {}})]
     assert len({identity(one) for one in same}) == 1
     others = [job(steps=7), job(train={"seed": 1}), job(data={"seed": 1}), job(sequence_length=64)]
     others += [job(train={"reduce_gradients": "each_micro_batch"})]
     assert len({identity(one) for one in [*others, job()]}) == 6
+    # So do the model, the data, and the checkpoint that a run goes on from.
+    inputs = [{}, {"model_digest": "n"}, {"data_digest": "e"}, {"from_digest": "c"}, {"from_digest": "other"}]
+    assert len({identity(job(), **changed) for changed in inputs}) == 5
 
 
 def test_micro_batches_of_any_size_train_the_same(uninterrupted: tuple[Path, Manifest], inputs: Inputs, tmp_path: Path) -> None:
