@@ -121,6 +121,21 @@ def test_the_loss_is_the_weighted_sum_of_the_means_and_micro_batches_change_noth
         assert (part_gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max().clamp(min=0.05), name
 
 
+def test_figures_are_shares_of_each_heads_own_targets() -> None:
+    """[C10] Tokens by their number, whatever their weights: 30 of 40, whose weights sum to 20. Documents by theirs: 3 of 5 and
+    none of 4. Losses over the sum of the weights; a head without targets has 0, not a NaN."""
+    sums = {"text": 60.0, "correct/text": 30.0, "reward": 8.0, "clicked": 10.0, "correct/clicked": 3.0}
+    sums |= {"topic": 6.0, "correct/topic": 0.0, "worth": 0.0}
+    divisors = {"text": 20.0, "reward": 16.0, "clicked": 5.0, "topic": 4.0, "worth": 0.0}
+    found = HeadsObjective(HEADS).figures(sums, divisors, num_targets=40)
+    assert {name: found[f"loss/{name}"] for name in divisors} == {
+        "text": 3.0, "reward": 0.5, "clicked": 2.0, "topic": 1.5, "worth": 0.0,
+    }  # fmt: skip
+    assert {name: found[f"targets/{name}"] for name in divisors} == divisors
+    accuracies = {name: value for name, value in found.items() if name.startswith("accuracy/")}
+    assert accuracies == {"accuracy/text": 0.75, "accuracy/clicked": 0.6, "accuracy/topic": 0.0}
+
+
 def test_targets_must_be_those_of_the_heads(folder: Path) -> None:
     token_ids, positions, layout, targets = batch()
     with pytest.raises(ValueError, match=r"targets are for \['text'\]"):
