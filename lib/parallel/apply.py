@@ -38,7 +38,7 @@ def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> Non
         ConfigError: layers shall be recomputed, and no module is named as one.
     """
     cut_layers(module, mesh)
-    layers = _prepared_layers(module, config, on_gpu=mesh.device_type == "cuda")
+    layers = prepared_layers(module, config, on_gpu=mesh.device_type == "cuda")
     dtype = getattr(torch, config.compute_dtype)
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False
@@ -64,7 +64,7 @@ def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> Non
                 part.set_custom_reduce_scatter(SharedReduceScatter(memory))
 
 
-def _prepared_layers(module: nn.Module, config: ModelConfig, *, on_gpu: bool) -> list[nn.Module]:
+def prepared_layers(module: nn.Module, config: ModelConfig, *, on_gpu: bool) -> list[nn.Module]:
     """The layers, which recompute and are compiled as configured."""
     layers = [layer for name, layer in module.named_modules() if LAYER_NAME.fullmatch(name)]
     if not layers and config.activation_checkpointing != "none":

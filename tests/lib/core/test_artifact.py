@@ -1,6 +1,7 @@
 """Laws of publishing: whole or absent at every fault, and believed only after verification."""
 
 import errno
+import hashlib
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from lib.core import artifact
-from lib.core.artifact import link_or_copy, publish, read_manifest, remove_stale_staging, stage_artifact, verify
+from lib.core.artifact import link_or_copy, publish, read_manifest, remove_stale_staging, stage_artifact, verify, write_hashed
 from lib.core.errors import ArtifactCorruptError, UserError
 from lib.core.manifest import MANIFEST_NAME
 
@@ -192,3 +193,19 @@ def test_a_link_holds_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"weights")
     link_or_copy(tmp_path / "a", tmp_path / "sub" / "b")
     assert (tmp_path / "sub" / "b").read_bytes() == b"weights"
+
+
+def test_hashed_bytes_are_on_the_disk_when_the_call_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever publishes may be another process, which can't know whether they are: all of them, flushed by the writer."""
+    flushed, fsync = list[tuple[int, int]](), os.fsync
+
+    def note(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        flushed.append((found.st_ino, found.st_size))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    content = os.urandom(3 << 20)
+    sha256 = write_hashed(tmp_path / "file", [memoryview(content), memoryview(b"end")])
+    assert sha256 == hashlib.sha256(content + b"end").hexdigest()
+    assert flushed[-1] == ((tmp_path / "file").stat().st_ino, len(content) + 3)

@@ -8,12 +8,12 @@ from torch._dynamo.utils import counters
 from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 
-from lib.config.model import LoraConfig
+from lib.config.model import LoraConfig, ModelConfig
 from lib.core.errors import ConfigError
 from lib.models.decoder import Decoder
 from lib.models.lora import put_adapters
 from lib.models.verify_configs import random_case
-from lib.parallel.apply import recompute
+from lib.parallel.apply import prepared_layers, recompute
 from lib.parallel.compiled import compile_layer
 from tests.lib.models.batches import packed
 
@@ -82,6 +82,14 @@ def test_compiled_layers_find_the_gradients_of_plain_ones(family: str) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
+
+
+@pytest.mark.parametrize("kind", ["none", "layer"])
+def test_layers_are_compiled_where_the_configuration_says_so(kind: Literal["none", "layer"]) -> None:
+    decoder = Decoder(random_case("llama", 0, 1).spec)
+    layers = prepared_layers(decoder, ModelConfig(compile=kind), on_gpu=False)
+    assert layers == list(decoder.layers)
+    assert all(hasattr(layer.forward, "_torchdynamo_orig_callable") == (kind == "layer") for layer in layers)
 
 
 def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
