@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from flytekit import workflow
-from flytekit.core.local_cache import LocalTaskCache
 from safetensors.torch import load_file, save_file
 
 from lib.config.vocabulary import VocabularyConfig
@@ -17,19 +16,15 @@ from lib.core.manifest import file_sha256
 from tasks.artifacts import ModelArtifact
 from tasks.prepare_model import prepare_model
 from tasks.sources import ModelSource
+from tests.flyte_cache import own_cache
 from tests.lib.models.test_hf_fallback import fallback_model
 from tests.tiny import VOCAB_SIZE, tiny_model
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("POSTFLYTE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("POSTFLYTE_LEDGER", str(tmp_path / "ledger.jsonl"))
-    monkeypatch.setenv("FLYTE_LOCAL_CACHE_ENABLED", "true")
-    monkeypatch.setattr("flytekit.core.local_cache.CACHE_LOCATION", str(tmp_path / "cache"))
-    monkeypatch.setattr(LocalTaskCache, "_initialized", False)
-    yield tmp_path / "ledger.jsonl"
-    LocalTaskCache._initialized = False
+def ledger(tmp_path: Path) -> Iterator[Path]:
+    with own_cache(tmp_path) as ledger:
+        yield ledger
 
 
 @workflow

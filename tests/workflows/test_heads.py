@@ -1,13 +1,11 @@
 """The workflow of output heads on a tiny model: real Ray, real MLflow, and the real cache."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flytekit.core.local_cache import LocalTaskCache
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -17,6 +15,7 @@ from lib.config.recipes import HeadsRecipeConfig
 from lib.core.artifact import read_manifest, verify
 from lib.core.errors import ConfigError, DataError
 from lib.models.heads import initial_weight
+from tests.flyte_cache import take_events
 from tests.local_ray import ray_here as ray_here
 from tests.tiny import tiny_model
 from workflows.heads import heads
@@ -69,30 +68,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache, a home and a ledger of this module's own."""
-    folder = tmp_path_factory.mktemp("state")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POSTFLYTE_HOME", str(folder / "home"))
-        patch.setenv("POSTFLYTE_LEDGER", str(folder / "ledger.jsonl"))
-        patch.setenv("FLYTE_LOCAL_CACHE_ENABLED", "true")
-        patch.setattr("flytekit.core.local_cache.CACHE_LOCATION", str(folder / "cache"))
-        patch.setattr(LocalTaskCache, "_initialized", False)
-        yield folder / "ledger.jsonl"
-    LocalTaskCache._initialized = False
-
-
-@pytest.fixture(scope="module")
 def outputs(inputs: dict[str, Any], ledger: Path, ray_here: None) -> Any:
     """What the first run hands over."""
     return heads(**inputs)
-
-
-def _events(ledger: Path) -> list[tuple[str, str]]:
-    """(event, task) of each line, then forgets them."""
-    lines = [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()]
-    ledger.unlink()
-    return [(line["event"], line["task"].split(".")[-1]) for line in lines]
 
 
 @torch.no_grad()
@@ -144,18 +122,18 @@ def test_what_is_handed_over_says_what_made_it(outputs: Any) -> None:
 def test_only_what_an_input_touches_runs_again(outputs: Any, inputs: dict[str, Any], ledger: Path) -> None:
     """Nothing for the same inputs; scores and page for more held-out rows; all from the training on for another way to train,
     which is refused there: adapters of experts, which a llama doesn't have."""
-    _events(ledger)
+    take_events(ledger)
     assert heads(**inputs).report.uri == outputs.report.uri
-    assert {event for event, _ in _events(ledger)} == {"cached"}
+    assert {event for event, _ in take_events(ledger)} == {"cached"}
     more = heads(**{**inputs, "evaluation": HeadsEvalConfig(max_rows=12)})
-    events = _events(ledger)
+    events = take_events(ledger)
     scored = ["score_heads_on_ray", "score_heads"]
     assert [task for event, task in events if event == "executed"] == [*scored, *scored, "summarize_heads"]
     assert ("cached", "train_heads") in events and more.checkpoint.uri == outputs.checkpoint.uri
     model = ModelConfig.parse({"compute_dtype": "float32", "lora": {"targets": ["experts"]}}, where="test")
     with pytest.raises(ConfigError, match="has no 'experts'"):
         heads(**{**inputs, "config": CONFIG.model_copy(update={"model": model})})
-    assert _events(ledger) == [
+    assert take_events(ledger) == [
         ("executed", "check_heads_job"),
         *[("cached", task) for task in (*INGESTED, *INGESTED, "prepare_model", "verify_model", "score_heads")],
     ]
@@ -170,4 +148,4 @@ def test_a_label_that_no_head_has_stops_the_run_at_the_door(
     ledger.unlink(missing_ok=True)
     with pytest.raises(DataError, match=r"eval\.jsonl:3: labels: sign is 'zero'; expected one of negative, positive"):
         heads(**{**inputs, "eval_data": _write(tmp_path / "eval.jsonl", rows)})
-    assert [task for event, task in _events(ledger) if event == "executed"] == []
+    assert [task for event, task in take_events(ledger) if event == "executed"] == []

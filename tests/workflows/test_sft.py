@@ -1,19 +1,18 @@
 """The whole workflow on a tiny model: real Ray, real FSDP2 on two ranks, real vLLM, real MLflow, and the real cache."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flytekit.core.local_cache import LocalTaskCache
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lib.config.evaluation import EvalConfig
 from lib.config.recipes import SftConfig
 from lib.core.artifact import read_manifest, verify
 from lib.core.errors import DataError
+from tests.flyte_cache import take_events
 from tests.tiny import VOCAB_SIZE, tiny_tokenizer
 from workflows.sft import sft
 
@@ -74,30 +73,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache, a home and a ledger of this module's own."""
-    folder = tmp_path_factory.mktemp("state")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POSTFLYTE_HOME", str(folder / "home"))
-        patch.setenv("POSTFLYTE_LEDGER", str(folder / "ledger.jsonl"))
-        patch.setenv("FLYTE_LOCAL_CACHE_ENABLED", "true")
-        patch.setattr("flytekit.core.local_cache.CACHE_LOCATION", str(folder / "cache"))
-        patch.setattr(LocalTaskCache, "_initialized", False)
-        yield folder / "ledger.jsonl"
-    LocalTaskCache._initialized = False
-
-
-@pytest.fixture(scope="module")
 def outputs(inputs: dict[str, Any], ledger: Path) -> Any:
     """What the first run hands over."""
     return sft(**inputs)
-
-
-def _events(ledger: Path) -> list[tuple[str, str]]:
-    """(event, task) of each line, then forgets them."""
-    lines = [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()]
-    ledger.unlink()
-    return [(line["event"], line["task"].split(".")[-1]) for line in lines]
 
 
 def test_the_run_hands_over_a_model_that_transformers_opens(outputs: Any) -> None:
@@ -128,12 +106,12 @@ def test_an_unchanged_rerun_executes_nothing_and_a_change_only_what_it_touches(
     outputs: Any, inputs: dict[str, Any], ledger: Path
 ) -> None:
     """Training refuses rows longer than eight tokens, so the changed run ends there; all before it is a hit."""
-    _events(ledger)
+    take_events(ledger)
     again = sft(**inputs)
     assert again.report.uri == outputs.report.uri
-    assert {event for event, _ in _events(ledger)} == {"cached"}
+    assert {event for event, _ in take_events(ledger)} == {"cached"}
     with pytest.raises(DataError):
         sft(**{**inputs, "sequence_length": 8})
-    events = _events(ledger)
+    events = take_events(ledger)
     assert events[0] == ("executed", "check_job")
     assert events[1:] == [("cached", task) for task in (*INGESTED, *INGESTED, "prepare_model", "verify_model", "evaluate")]
