@@ -90,7 +90,7 @@ def compare(model: Model, mesh: Mapping[str, int]) -> dict[str, Any]:
     parallel, num_ranks = ParallelConfig(**mesh), dist.get_world_size()
     place = DataPlace.of(dist.get_rank(), num_ranks, parallel)
     micro = micro_batches(packed_rows()[place.rank :: place.num_ranks][:3], 1)
-    module = _module(model, parallel)
+    module = build_module(model, parallel)
     found: dict[str, Any] = {}
     held = {}
     for choice in CHOICES:
@@ -113,7 +113,7 @@ def train(model: Model, mesh: Mapping[str, int]) -> float:
     """Greatest difference that five clipped updates in float64, gradients summed up in each micro-batch, leave between the
     weights of the ranks together and those of a plain module that each rank trains on all rows by itself."""
     place = DataPlace.of(dist.get_rank(), dist.get_world_size(), ParallelConfig(**mesh))
-    ours, plain = _module(model, ParallelConfig(**mesh), torch.float64), _module(model, None, torch.float64)
+    ours, plain = build_module(model, ParallelConfig(**mesh), torch.float64), build_module(model, None, torch.float64)
     for module, rows, counted in (
         (ours, packed_rows()[place.rank :: place.num_ranks], place.is_first),
         (plain, packed_rows(), dist.get_rank() == 0),
@@ -135,7 +135,7 @@ def _kept(model: Model, parallel: ParallelConfig, choice: ReduceGradients) -> fl
     return estimate_memory(model.spec, ModelConfig(lora=model.lora), sizes, batch, on_gpu=True).gradients
 
 
-def _module(model: Model, parallel: ParallelConfig | None, dtype: torch.dtype = torch.float32) -> LossModule:
+def build_module(model: Model, parallel: ParallelConfig | None, dtype: torch.dtype = torch.float32) -> LossModule:
     """The same weights every time; on no mesh a plain module."""
     module = LossModule(Decoder(model.spec), chunk_tokens=16)
     if model.lora:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.lib.parallel.ranks import run_here, run_ranks
+from tests.lib.train.step_traffic import NUM_MICRO_BATCHES, TRAFFIC_MESHES, traffic
 from tests.lib.train.step_work import CHOICES, MESHES, everything
 
 KEYS = [(num_ranks, f"{name} {mesh}") for num_ranks, meshes in MESHES.items() for name, mesh in meshes]
@@ -51,3 +52,35 @@ def test_steps_on_ranks_are_steps_alone(num_ranks: int, key: str, results: dict[
     """[C1] [C2] [E8] Eight rows with 1 to 60 targets, one in a micro-batch: after five clipped updates in float64 the weights
     of the ranks together are those of a plain module to 1e-9. Where the head is the embedding it has no weight of its own."""
     assert max(rank[key]["apart"] for rank in results[num_ranks]) <= 1e-9
+
+
+@pytest.mark.parametrize("num_ranks", TRAFFIC_MESHES)
+def test_no_transfer_is_made_twice(num_ranks: int) -> None:
+    """Collectives of a step with M = 3 micro-batches, G = 3 groups of weights (two layers, and what is around them):
+
+    - each group is gathered for each micro-batch, M G;
+    - its gradients' pieces are summed where they belong, M G or, when whole gradients are kept until the last one, G;
+    - copies are summed once a step, G, whichever is chosen: in each micro-batch they would give the same gradients;
+    - sums of numbers: before the step, after it, the lengths of the sample ids and, where there are pieces, the norm;
+    - the sample ids of all ranks.
+
+    Through shared memory, a gather or a sum that fits a slot is one barrier. A group of one rank has nothing to move.
+    """
+    results = run_ranks(traffic, num_ranks)
+    for found in results:
+        for key, step in found.items():
+            copies = 2 if "replicate" in key else 1
+            gathers = NUM_MICRO_BATCHES * step["groups"]
+            scatters = gathers if "each_micro_batch" in key else step["groups"]
+            if num_ranks == copies:
+                gathers = scatters = 0
+            through_memory = "shared memory" in key
+            expected = {
+                "gather": 0 if through_memory else gathers,
+                "scatter": 0 if through_memory else scatters,
+                "barrier": gathers + scatters if through_memory else 0,
+                "sum": 3 + (copies > 1) * step["groups"] + (num_ranks > copies),
+                "lists": 1,
+            }
+            assert step["groups"] == 3
+            assert step["counts"] == {kind: count for kind, count in expected.items() if count}, key
