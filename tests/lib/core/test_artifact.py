@@ -4,10 +4,8 @@ import errno
 import hashlib
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from lib.core import artifact
 from lib.core.artifact import link_or_copy, publish, read_manifest, remove_stale_staging, stage_artifact, verify, write_hashed
 from lib.core.errors import ArtifactCorruptError, UserError
 from lib.core.manifest import MANIFEST_NAME
+from tests.conftest import REPOSITORY
 
 
 def write_sample(target: Path) -> None:
@@ -94,35 +93,25 @@ def test_files_are_synced_before_the_rename_and_the_folder_after(tmp_path: Path,
     assert after == [f"fsync {tmp_path}"]
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from lib.core.artifact import stage_artifact
-print("ready", flush=True)
-for n in range(10_000):
-    with stage_artifact(Path(sys.argv[1]) / str(n), "sample") as staged:
-        for name in ("a", "b", "c"):
-            (staged.path / name).write_bytes(bytes([n % 256]) * 50_000)
-"""
-
-
 def test_a_kill_at_any_moment_leaves_only_whole_artifacts(tmp_path: Path) -> None:
-    """[F1] SIGKILL at random moments of back-to-back saves; every folder that discovery can see verifies."""
-    rng = random.Random(7)
-    for trial in range(6):
-        folder = tmp_path / str(trial)
-        folder.mkdir()
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE)
-        assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
-        time.sleep(0.05 + rng.random() * 0.2)
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
+    """[F1] SIGKILL before each thing that a save does to the file system, with an artifact there already: that one stays, every
+    folder that discovery can see verifies, and the new one is there at the latest when its rename was made.
+    """
+    command = [sys.executable, "-m", "tests.lib.core.killed_writer", str(tmp_path)]
+    ended = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.split()
+    assert ended == ["killed"] * (len(ended) - 1) + ["saved"] and len(ended) >= 10
+    found = []
+    for number in range(1, len(ended) + 1):
+        folder = tmp_path / str(number)
         whole = [path for path in folder.iterdir() if not path.name.startswith(artifact.STAGING_PREFIX)]
-        assert whole
         for path in whole:
             verify(path, "sample")
+        found.append(sorted(path.name for path in whole))
         remove_stale_staging(folder)
         assert sorted(folder.iterdir()) == sorted(whole)
+    renamed = found.index(["first", "second"])
+    assert renamed < len(found) - 1  # killed after the rename, too
+    assert found == [["first"]] * renamed + [["first", "second"]] * (len(found) - renamed)
 
 
 def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
