@@ -23,6 +23,7 @@ from lib.core.errors import ArtifactCorruptError, InfraError, ModelError
 from lib.core.manifest import Json, canonical_json
 from lib.train.boxes import Replicas
 from lib.train.parts import PartsReader, read_record, tensors_name, values_name, write_part
+from lib.train.reread import failed_to_read, verify_patiently
 from lib.train.retention import Retention
 from lib.train.shelf import Draft, Shelf, Stored
 from lib.train.snapshot import Snapshot
@@ -47,21 +48,39 @@ def published_steps(shelf: Shelf) -> list[int]:
 def latest_valid(shelf: Shelf) -> int | None:
     """Step of the newest checkpoint whose every byte is as it was written; None if there is none.
 
-    A damaged one is reported in the log and set aside, out of the way of the run that writes it again. Call only while
-    holding the run folder's lock.
+    A damaged one is reported in the log and set aside, out of the way of the run that writes it again. So is one that the disk
+    can't read, however often it is tried, but not before an older one was read: then it isn't all of the disk that fails. Call
+    only while holding the run folder's lock.
 
     Raises:
-        InfraError: one can't be read now, which doesn't mean that it is damaged.
+        InfraError: one can't be read now, which doesn't mean that it is damaged, and there is no older one.
     """
+    unread: dict[int, OSError] = {}
     for step in published_steps(shelf):
         try:
-            shelf.verify(step_name(step), KIND)
+            verify_patiently(shelf, step_name(step), KIND)
         except ArtifactCorruptError as error:
-            _LOGGER.warning("checkpoint of step %d can't be used, going back to the one before: %s", step, error)
-            shelf.set_aside(step_name(step))
+            _give_up(shelf, step, error)
+        except OSError as error:
+            if not failed_to_read(error):
+                raise
+            unread[step] = error
         else:
+            for newer, failure in unread.items():
+                _give_up(shelf, newer, failure)
             return step
+    if unread:
+        names = ", ".join(map(step_name, unread))
+        raise InfraError(
+            f"{shelf}: the disk can't read {names} ({next(iter(unread.values()))}), and no older checkpoint is whole. Nothing "
+            "of it was given up. Look after the disk and run again; to do without it, move it away"
+        )
     return None
+
+
+def _give_up(shelf: Shelf, step: int, error: Exception) -> None:
+    _LOGGER.warning("checkpoint of step %d can't be used, going back to the one before: %s", step, error)
+    shelf.set_aside(step_name(step))
 
 
 def read_facts(stored: Stored) -> Json:
