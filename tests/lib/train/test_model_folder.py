@@ -50,16 +50,17 @@ def loaded(folder: Path) -> dict[str, Any]:
     return step(load_module(config, build_mesh(shape), folder, torch.device("cpu"), seed=SEED, fresh=True))
 
 
-def test_frozen_weights_are_kept_as_stored_and_no_bit_depends_on_it(tmp_path: Path) -> None:
-    """A bfloat16 folder, computed in float32, against a decoder that is float32 throughout: the same bits."""
-    folder = tiny_model(tmp_path)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_frozen_weights_are_kept_as_stored_and_no_bit_depends_on_it(tmp_path: Path, dtype: str) -> None:
+    """A folder, computed in float32, against a decoder that is float32 throughout: the same bits."""
+    folder = tiny_model(tmp_path, dtype=dtype)
     with torch.device("meta"):
         decoder = Decoder(read_spec(folder)[1])
     load_full(decoder, folder)
     put_adapters(decoder, LORA)
     fill_factors(decoder, SEED)
     plain, ours = step(LossModule(decoder, 8)), run_here(loaded, folder)
-    assert ours["trained"] == ["torch.float32"] and ours["frozen"] == ["torch.bfloat16"]
+    assert ours["trained"] == ["torch.float32"] and ours["frozen"] == [f"torch.{dtype}"]
     assert ours["loss"] == plain["loss"] and ours["gradients"] == plain["gradients"]
 
 
