@@ -40,10 +40,14 @@ def inputs(layout: DocumentLayout) -> torch.Tensor:
     return torch.randn(*layout.document_ids_BT.shape, D, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_every_token_goes_through_its_experts(bias: bool) -> None:
-    """Against a loop over tokens and all experts in float64: top_k of them, weighted by their probability; zero on padding."""
+def test_every_token_goes_through_its_experts(bias: bool, balanced: bool) -> None:
+    """Against a loop over tokens and all experts in float64: top_k of them, weighted by their probability; zero on padding.
+    What balances their load decides which are taken, and not how much each counts [E2]."""
     moe = layer(bias=bias)
+    if balanced:
+        moe.expert_bias.copy_(torch.linspace(-0.3, 0.3, E))
     _, _, layout = packed(ROWS, 34, 10)
     x_BTD = inputs(layout)
     found, load = moe(x_BTD, layout)
@@ -52,7 +56,7 @@ def test_every_token_goes_through_its_experts(bias: bool) -> None:
         x_D = x_BTD[row, column].double()
         probabilities_E = dense.router(x_D).softmax(-1)
         expected = torch.zeros(D, dtype=torch.float64)
-        for e in probabilities_E.topk(C).indices.tolist():
+        for e in (probabilities_E + moe.expert_bias).topk(C).indices.tolist():
             halves = (dense.experts.gate, dense.experts.up)
             gate, up = (part.weight[e] @ x_D + (part.bias[e] if bias else 0.0) for part in halves)
             if bias:

@@ -13,6 +13,7 @@ from lib.core.artifact import read_manifest, stage_artifact
 from lib.data.rows import ingest_dataset
 from lib.models.admit import admit_model, prepare_model
 from lib.models.verify import build_logit_report
+from lib.tokens.tokenizer import Tokenizer
 from tests.lib.recipes.conftest import Inputs, job, metrics, train
 from tests.tiny import VOCAB_SIZE, tiny_model
 
@@ -69,3 +70,5 @@ def test_added_tokens_are_trained_and_exported_and_padding_stays_in_memory(tmp_p
     assert logits.shape[-1] == VOCAB_SIZE + 5
     with stage_artifact(tmp_path / "again", "model") as staged:
         admit_model(out, staged)
+    digests = {Tokenizer.load(folder).digest for folder in (tmp_path / "model", out, tmp_path / "again")}
+    assert len(digests) == 1, "the plan travels too: without it rows that hold an item are refused"
