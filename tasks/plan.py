@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         given = {"nodes": flags.nodes, "gpus_per_node": flags.gpus_per_node, "model": flags.model}
         workflow, inputs, job = read_job(flags.config, {key: value for key, value in given.items() if value is not None})
-        spec = read_numbers(job, str(inputs["model"]), flags.shape)
+        spec = read_numbers(job, str(inputs["model"]), flags.shape, inputs["vocabulary"])
         check_plan(job.config.parallel, job.shape.num_ranks, spec=spec, model=job.config.model)
         found = _forecast(job, spec, flags)
         tasks = [] if flags.no_tasks else _tasks(workflow, inputs)

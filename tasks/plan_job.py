@@ -8,10 +8,14 @@ from typing import Any, get_args
 
 from lib.config.base import Frozen, read_yaml
 from lib.config.recipes import HeadsJob, SftJob, TrainJob
+from lib.config.vocabulary import VocabularyConfig
 from lib.core.errors import ConfigError, ModelError
-from lib.models.hf_io import read_spec
+from lib.models.hf_io import spec_of
+from lib.models.mxfp4 import decoded_config
 from lib.models.shapes import CONFIGS, spec_of_shape
 from lib.models.spec import DecoderSpec
+from lib.models.vocabulary import planned_rows
+from lib.tokens.tokenizer import Tokenizer
 from tasks.remote import is_remote
 
 JOBS: dict[str, type[TrainJob]] = {"sft": SftJob, "heads": HeadsJob}
@@ -46,16 +50,22 @@ def read_job(path: Path, given: dict[str, Any]) -> tuple[Any, dict[str, Any], Tr
     return workflow, inputs | {key: getattr(job, key) for key in _JOB_INPUTS}, job
 
 
-def read_numbers(job: TrainJob, model: str, shape: str | None) -> DecoderSpec:
-    """The decoder that the job trains, from a model folder's config.json alone, or by the name of a published model.
+def read_numbers(job: TrainJob, model: str, shape: str | None, vocabulary: VocabularyConfig) -> DecoderSpec:
+    """The decoder that the job trains, with its added tokens, from a model folder's config.json, and its tokenizer where it
+    has one, or by the name of a published model.
 
     Raises:
         ModelError: there is no such folder, no such name, or the config isn't supported.
+        TokenizerError: a token can't be added.
     """
     if shape is None and is_remote(model):
         raise ModelError(
             f"model {model} is not on this machine; give --shape, one of {', '.join(CONFIGS)}, or --model with a folder that "
             "holds its config.json"
         )
-    spec = spec_of_shape(shape) if shape else read_spec(Path(model))[1]
+    folder = None if shape else Path(model)
+    spec = spec_of_shape(shape) if shape else spec_of(decoded_config(Path(model)), Path(model))[1]
+    if not vocabulary.is_empty:
+        tokenizer = Tokenizer.load(folder) if folder and (folder / "tokenizer.json").is_file() else None
+        spec = replace(spec, vocab_size=planned_rows(spec.vocab_size, vocabulary, tokenizer))
     return replace(spec, lm_head=job.config.outputs.lm is not None) if isinstance(job, HeadsJob) else spec

@@ -45,7 +45,11 @@ def read_spec(folder: Path) -> tuple[Family, DecoderSpec]:
     Raises:
         ModelError: no config, or one that isn't supported; the message names the file.
     """
-    config = read_json(folder / "config.json")
+    return spec_of(read_json(folder / "config.json"), folder)
+
+
+def spec_of(config: dict[str, Any], folder: Path) -> tuple[Family, DecoderSpec]:
+    """The same of the values of a folder's config."""
     try:
         family = family_of(config)
         spec = family.spec_from_config(config)

@@ -9,6 +9,7 @@ Letters: E experts, O rows, G groups of 32 numbers in a row, I = 32 G.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,6 +31,14 @@ def is_mxfp4(folder: Path) -> bool:
     return isinstance(found, dict) and found.get("quant_method") == "mxfp4"
 
 
+def decoded_config(folder: Path) -> dict[str, Any]:
+    """The config of a model folder; where its weights are stored so, that of the decoded model."""
+    config = read_json(folder / "config.json")
+    if is_mxfp4(folder):
+        del config["quantization_config"]
+    return config
+
+
 def decode_folder(source: Path, target: Path) -> None:
     """Write a model folder into the empty folder `target` with all weights as numbers; other files are linked.
 
@@ -38,9 +47,7 @@ def decode_folder(source: Path, target: Path) -> None:
     """
     reader = CheckpointReader(source)
     write_shards(target, _decoded(reader), _SHARD_BYTES)
-    config = read_json(source / "config.json")
-    del config["quantization_config"]
-    write_json(target / "config.json", config)
+    write_json(target / "config.json", decoded_config(source))
     left_out = {"config.json", INDEX_FILE, *reader.files()}
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in left_out:

@@ -21,7 +21,7 @@ from lib.models.hf_fallback import is_fallback, vocabulary_weights
 from lib.models.hf_io import INDEX_FILE, CheckpointReader, checked_weight_map, read_json, read_spec
 from lib.models.spec import DecoderSpec
 from lib.models.weights import VOCABULARY_WEIGHTS
-from lib.tokens.extend import write_extended
+from lib.tokens.extend import check_additions, write_extended
 from lib.tokens.rules import RULES_FILE
 from lib.tokens.tokenizer import Tokenizer
 from lib.tokens.vocab_plan import VocabPlan, plan_vocabulary
@@ -72,28 +72,15 @@ def extend_model(source: Path, vocabulary: VocabularyConfig, out: Path, *, vecto
     reader = CheckpointReader(source)
     spec, places = _places(source, reader)
     tokenizer = Tokenizer.load(source)
-    earlier = VocabPlan.read(source)
-    plan = plan_vocabulary(
-        tokenizer.vocab_size,
-        special=vocabulary.special,
-        semantic=vocabulary.text_tokens,
-        known=earlier.known + earlier.semantic if earlier else (),
-    )
+    plan = _plan(tokenizer, vocabulary)
     new = _NewRows(
         plan,
         {token: _described(tokenizer, token, text) for token, text in vocabulary.descriptions.items()},
         _read_vectors(vocabulary, vectors, shape=(len(plan.semantic), spec.hidden_size), tied=spec.tied),
     )
-    num_rows = max(spec.vocab_size, plan.vocab_size)
+    num_rows = _num_rows(spec.vocab_size, plan)
     replaced = {stored: new.grown(reader.get(stored), num_rows, name) for stored, name in places.items()}
-    roles = {"eos_token": vocabulary.eos_token, "pad_token": vocabulary.pad_token}
-    write_extended(
-        tokenizer,
-        plan,
-        out,
-        roles={role: token for role, token in roles.items() if token is not None},
-        chat_template=vocabulary.chat_template,
-    )
+    write_extended(tokenizer, plan, out, roles=_roles(vocabulary), chat_template=vocabulary.chat_template)
     _write_rest(source, out, vocab_size=num_rows)
     _write_weights(reader, out, replaced)
     num_given = len(plan.semantic) if new.vectors else 0
@@ -103,6 +90,40 @@ def extend_model(source: Path, vocabulary: VocabularyConfig, out: Path, *, vecto
         "rows_given": num_given,
         "rows_mean": len(plan.tokens) - len(new.described) - num_given,
     }
+
+
+def planned_rows(num_rows: int, vocabulary: VocabularyConfig, tokenizer: Tokenizer | None) -> int:
+    """Ids of a model of `num_rows` once it is extended.
+
+    Args:
+        tokenizer: the model's; None: there is none to ask, and each row is taken for a token's, so that it may be fewer.
+    Raises:
+        TokenizerError: a token can't be added; see `write_extended`.
+    """
+    if tokenizer is None:
+        return num_rows + len(vocabulary.special) + len(vocabulary.text_tokens)
+    plan = _plan(tokenizer, vocabulary)
+    check_additions(tokenizer, plan, _roles(vocabulary))
+    return _num_rows(num_rows, plan)
+
+
+def _num_rows(num_rows: int, plan: VocabPlan) -> int:
+    return max(num_rows, plan.vocab_size)
+
+
+def _plan(tokenizer: Tokenizer, vocabulary: VocabularyConfig) -> VocabPlan:
+    earlier = VocabPlan.read(tokenizer.folder)
+    return plan_vocabulary(
+        tokenizer.vocab_size,
+        special=vocabulary.special,
+        semantic=vocabulary.text_tokens,
+        known=earlier.known + earlier.semantic if earlier else (),
+    )
+
+
+def _roles(vocabulary: VocabularyConfig) -> dict[str, str]:
+    roles = {"eos_token": vocabulary.eos_token, "pad_token": vocabulary.pad_token}
+    return {role: token for role, token in roles.items() if token is not None}
 
 
 def _places(source: Path, reader: CheckpointReader) -> tuple[DecoderSpec, dict[str, str]]:

@@ -28,14 +28,7 @@ def write_extended(
         TokenizerError: the plan is of another tokenizer, a token is there already, a role's token is not, or the ids come
             out otherwise.
     """
-    if plan.base_size != tokenizer.vocab_size:
-        raise TokenizerError(f"{tokenizer.folder}: has {tokenizer.vocab_size} ids, the vocabulary plan is for {plan.base_size}")
-    known = tokenizer.backend.get_vocab(with_added_tokens=True)
-    if there := [token for token in plan.tokens if token in known]:
-        raise TokenizerError(f"{tokenizer.folder}: the token {there[0]!r} is there already; leave it out of the plan")
-    for role, token in (roles or {}).items():
-        if token not in known and token not in plan.tokens:
-            raise TokenizerError(f"{tokenizer.folder}: {role} {token!r} is no token; add it to vocabulary.special")
+    check_additions(tokenizer, plan, roles or {})
     tokenizer.save(folder)
     added = [_added_token(token, number, special=token in plan.special) for token, number in plan.ids.items()]
     _extend(folder / "tokenizer.json", lambda values: values["added_tokens"].extend(added))
@@ -51,6 +44,18 @@ def write_extended(
             else f"{folder}: has {found.vocab_size} ids with the added tokens, planned were {plan.vocab_size}"
         )
     return found
+
+
+def check_additions(tokenizer: Tokenizer, plan: VocabPlan, roles: Mapping[str, str]) -> None:
+    """Raises TokenizerError where a tokenizer can't be extended so, as `write_extended` says."""
+    if plan.base_size != tokenizer.vocab_size:
+        raise TokenizerError(f"{tokenizer.folder}: has {tokenizer.vocab_size} ids, the vocabulary plan is for {plan.base_size}")
+    known = tokenizer.backend.get_vocab(with_added_tokens=True)
+    if there := [token for token in plan.tokens if token in known]:
+        raise TokenizerError(f"{tokenizer.folder}: the token {there[0]!r} is there already; leave it out of the plan")
+    for role, token in roles.items():
+        if token not in known and token not in plan.tokens:
+            raise TokenizerError(f"{tokenizer.folder}: {role} {token!r} is no token; add it to vocabulary.special")
 
 
 def _added_token(token: str, number: int, *, special: bool) -> dict[str, Any]:

@@ -10,13 +10,19 @@ import yaml
 from flytekit import task, workflow
 from flytekit.core.local_cache import LocalTaskCache
 
+from lib.config.vocabulary import VocabularyConfig
+from lib.core.artifact import stage_artifact
 from lib.core.errors import UserError
+from lib.models.admit import prepare_model
+from lib.models.hf_io import read_spec
 from lib.models.shapes import CONFIGS
 from tasks import plan
 from tasks.artifacts import Dataset, DatasetFolder
 from tasks.cache import CACHED
 from tasks.preview import preview
 from tests.conftest import REPOSITORY
+from tests.lib.models.checkpoints import family_model
+from tests.tiny import VOCAB_SIZE, tiny_model
 
 LLAMA = REPOSITORY / "configs" / "sft" / "llama3_8b.yaml"
 calls: list[str] = []
@@ -166,6 +172,52 @@ def test_a_model_elsewhere_needs_a_name(capsys: pytest.CaptureFixture[str], tmp_
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen3-0.6b"]))
     status, text, found = planned(capsys, "--config", str(LLAMA), "--model", str(tmp_path))
     assert status == 0 and found["parameters"] == 596_049_920, "config.json alone is enough"
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "more"), [(VOCAB_SIZE, 100, 100), (VOCAB_SIZE + 50, 10, 0), (VOCAB_SIZE + 50, 51, 1)], ids=str
+)
+def test_added_tokens_are_counted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, rows: int, tokens: int, more: int
+) -> None:
+    """[D6] After the tokenizer's ids; rows that are there without an id are taken first. The parameters are those of the model
+    that is prepared."""
+    folder = tiny_model(tmp_path / "model", vocab_size=rows, tie_word_embeddings=False)
+    path = written(tmp_path, gpus_per_node=1, nodes=1, vocabulary={"ranges": [{"pattern": "<i{}>", "count": tokens}]})
+    status, _, found = planned(capsys, "--config", path, "--model", str(folder))
+    assert status == 0 and found["parameters"] == read_spec(folder)[1].num_parameters + 2 * more * 64
+    with stage_artifact(tmp_path / "prepared", "model") as staged:
+        vocabulary = VocabularyConfig.parse({"ranges": [{"pattern": "<i{}>", "count": tokens}]}, where="test")
+        prepare_model(folder, vocabulary, staged)
+    assert staged.counts["parameters"] == found["parameters"]
+
+
+def test_added_tokens_of_a_model_elsewhere_get_a_row_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without a tokenizer nobody knows which rows are free: 4,096 more of 1,024 numbers, whose head is tied."""
+    path = written(tmp_path, vocabulary={"special": ["<a>"], "ranges": [{"pattern": "<i{}>", "count": 4095}]})
+    status, _, found = planned(capsys, "--config", path, "--shape", "qwen3-0.6b")
+    assert status == 0 and found["parameters"] == 596_049_920 + 4096 * 1024
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "words"),
+    [({"special": ["<|im_end|>"]}, "'<|im_end|>' is there already"), ({"eos_token": "<end>"}, "eos_token '<end>' is no token")],
+)
+def test_tokens_that_cannot_be_added_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, vocabulary: dict[str, Any], words: str
+) -> None:
+    folder = tiny_model(tmp_path / "model")
+    status, text, _ = planned(capsys, "--config", written(tmp_path, vocabulary=vocabulary), "--model", str(folder))
+    assert status == 1 and words in text
+
+
+def test_a_model_in_mxfp4_is_planned_as_what_it_is_decoded_into(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = family_model(tmp_path / "model", "gpt_oss")
+    values = json.loads((folder / "config.json").read_text())
+    _, _, plain = planned(capsys, "--config", str(LLAMA), "--model", str(folder))
+    (folder / "config.json").write_text(json.dumps(values | {"quantization_config": {"quant_method": "mxfp4"}}))
+    status, _, found = planned(capsys, "--config", str(LLAMA), "--model", str(folder))
+    assert status == 0 and {**found, "job": {}} == {**plain, "job": {}}
 
 
 def test_heads_are_planned_without_a_vocabulary_they_dont_have(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
