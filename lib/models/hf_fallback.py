@@ -217,19 +217,21 @@ def write_fallback_folder(
         write_json(out / "generation_config.json", read_json(source_folder / "generation_config.json") | ends)
 
 
-def lost_in_round_trip(folder: Path) -> list[str]:
-    """Tensors that don't come back from loading and writing with their name, dtype and bits."""
-    before = CheckpointReader(folder)
-    with tempfile.TemporaryDirectory() as work:
-        (out := Path(work) / "out").mkdir()
-        write_fallback_folder(out, dict(load_fallback(folder).model.named_parameters()), folder)
-        after = CheckpointReader(out)
-        lost = set(before.names()) ^ set(after.names())
-        for name in set(before.names()) & set(after.names()):
-            left, right = before.get(name), after.get(name)
-            if left.dtype != right.dtype or not torch.equal(left.view(torch.uint8), right.view(torch.uint8)):
-                lost.add(name)
-    return sorted(lost)
+def lost_in_round_trip(folder: Path, out: Path) -> list[str]:
+    """Load a folder's weights, write them to `out`, an existing empty folder; see `different_tensors`."""
+    write_fallback_folder(out, dict(load_fallback(folder).model.named_parameters()), folder)
+    return different_tensors(folder, out)
+
+
+def different_tensors(left: Path, right: Path) -> list[str]:
+    """Names of the tensors that two folders don't both hold with the same dtype and bits."""
+    before, after = CheckpointReader(left), CheckpointReader(right)
+    different = set(before.names()) ^ set(after.names())
+    for name in set(before.names()) & set(after.names()):
+        one, other = before.get(name), after.get(name)
+        if one.dtype != other.dtype or not torch.equal(one.view(torch.uint8), other.view(torch.uint8)):
+            different.add(name)
+    return sorted(different)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The report that any model folder gets: by its family, or, where it has none, of what transformers makes of its documents."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,14 +24,18 @@ def verify_folder(folder: Path, *, progress: Callable[[int], None] | None = None
     return fallback_report(folder) if is_fallback(folder) else build_logit_report(folder, progress=progress)
 
 
-def fallback_report(folder: Path, seed: int = 0) -> LogitReport:
-    """Of a model that transformers computes: documents in rows of their own are as alone, and a round trip loses no bit."""
-    with transformers_quiet():
+def fallback_report(folder: Path, seed: int = 0, *, export: Path | None = None) -> LogitReport:
+    """Of a model that transformers computes: documents in rows of their own are as alone, and a round trip loses no bit.
+
+    Args:
+        export: an existing empty folder that keeps what the round trip writes.
+    """
+    with transformers_quiet(), tempfile.TemporaryDirectory() as scratch:
         model = load_fallback(folder)
         generator = torch.Generator().manual_seed(seed)
         documents = random_documents(generator, model.spec.vocab_size, (23, 37, 12, 8, 1))
         difference, leaked = compare_documents(model, documents, packed=False)
-        lost = lost_in_round_trip(folder)
+        lost = lost_in_round_trip(folder, export or Path(scratch))
         packing, adapters = packing_problem(folder), adapter_problem(folder, seed)
         if not packing:
             packed, packed_leaked = compare_documents(model, documents, packed=True)

@@ -1,4 +1,8 @@
-"""What a checkpoint folder must show from end to end: logits, continuations, its way out, and vLLM reading what came out."""
+"""What a checkpoint folder must show from end to end: logits, continuations, its way out, and vLLM reading what came out.
+
+A folder of no family here is computed by transformers itself: it shows what can go wrong then, and the rest is named as not
+proven.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,14 +14,17 @@ from transformers import AutoModelForCausalLM
 
 from lib.cluster.group import Deadlines, GroupFactory
 from lib.config.parallel import ClusterShape
+from lib.core.errors import GenerationError
 from lib.evals.workers import EnginePool, EngineWorker
 from lib.models.decoder import Decoder
 from lib.models.hf_export import write_hf_folder
+from lib.models.hf_fallback import FallbackModel, check_fallback, different_tensors, is_fallback, load_fallback
 from lib.models.hf_io import CheckpointReader, checked_weight_map, load_full, read_spec
 from lib.models.layers.documents import DocumentLayout
-from lib.models.logit_report import Divergence
+from lib.models.logit_report import LOGIT_LIMIT, Divergence
 from lib.models.mxfp4 import decode_folder, is_mxfp4
-from lib.models.verify import PROBE_TEXTS, build_logit_report
+from lib.models.verify import PROBE_TEXTS, build_logit_report, transformers_quiet
+from lib.models.verify_fallback import fallback_report
 from lib.rollout.engine import engine_environment
 from lib.rollout.types import SamplingParams
 from lib.tokens.tokenizer import Tokenizer
@@ -32,25 +39,42 @@ class ModelCheck:
     """Figures of one folder; `problems` is empty where all is well."""
 
     family: str
+    """"transformers" where it is of none here."""
     configs: int
-    """Random models of the family that were compared."""
+    """Random models of the family that were compared; none where there is no family."""
     max_logit_diff: float
-    """The checkpoint's, relative to its greatest |logit|."""
+    """The checkpoint's, relative to its greatest |logit|: ours to transformers'; without a family, with the masks and
+    positions that training gives to transformers' own model, to the text alone by its plain attention."""
     packed_diff: float
+    """Of documents packed, to each alone, relative likewise; without a family, of padded documents in rows of their own."""
     own_dtype_error: float
     """See lib/models/logit_report.py."""
     greedy_tokens: int
     """Of all continuations together; transformers writes the same ones."""
     tensors: int
     """That came back from a round trip with their bits, names and dtypes."""
-    vllm_logprob_diff: float
+    vllm_logprob_diff: float | None
+    """None where vLLM can't run a model without a family; then `not_proven` says why."""
     problems: tuple[str, ...]
+    not_proven: tuple[str, ...]
+    """What this check doesn't tell of the folder, though it does of one of a family, and why."""
     first_difference: Divergence | None
     """Of the first model that differs."""
 
     def to_json(self) -> dict[str, Any]:
         where = self.first_difference
         return {**asdict(self), "first_difference": where and where.model_dump()}
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A folder's model, and what was found out about it before it is asked to continue texts."""
+
+    model: Decoder | FallbackModel
+    figures: dict[str, Any]
+    """Of the ModelCheck."""
+    problems: list[str]
+    not_proven: list[str]
 
 
 def check_model(
@@ -61,10 +85,11 @@ def check_model(
     Args:
         folder: where its weights are in MXFP4, they are decoded first.
         work_dir: an existing empty folder, for what is decoded and exported.
+        num_configs: random models of the family to compare, where it has one.
         num_tokens: length of each greedy continuation.
     Raises:
-        ModelError: the folder can't be read as a known family at all.
-        GenerationError: vLLM can't run the export.
+        ModelError: the folder can be read neither as a known family nor by transformers.
+        GenerationError: vLLM can't run the export of a known family.
     """
     export, decoded = work_dir / "export", work_dir / "decoded"
     export.mkdir()
@@ -72,34 +97,95 @@ def check_model(
         decoded.mkdir()
         decode_folder(folder, decoded)
         folder = decoded
-    report = build_logit_report(folder, num_configs=num_configs)
-    problems, checkpoint = list(report.problems), report.checkpoint
-    with torch.device("meta"):
-        decoder = Decoder(read_spec(folder)[1])
-    load_full(decoder, folder)
     tokenizer = Tokenizer.load(folder)
     prompts = [tokenizer.encode(text) for text in PROBE_TEXTS]
-    ours = [greedy(lambda ids: _logits(decoder, ids), prompt, num_tokens) for prompt in prompts]
+    of_family = not is_fallback(folder)
+    opened = _open_family(folder, export, num_configs) if of_family else _open_fallback(folder, export, prompts)
+    problems, not_proven = opened.problems, opened.not_proven
+    ours = [greedy(lambda ids: _logits(opened.model, ids), prompt, num_tokens) for prompt in prompts]
     theirs = _greedy_of_transformers(folder, prompts, num_tokens)
     if ours != theirs:
         problems.append(f"greedy continuations differ from transformers': {ours} and {theirs}")
-    num_tensors, lost = round_trip(decoder, folder, export)
-    problems += [f"{name} did not come back from a round trip" for name in lost]
-    difference = _vllm_difference(decoder, export, prompts, num_tokens, group_factory)
-    if not difference <= LOGPROB_LIMIT:
-        problems.append(f"vLLM's log-probabilities differ by {difference:.3g} > {LOGPROB_LIMIT}")
+    difference = None
+    try:
+        difference = _vllm_difference(opened.model, export, prompts, num_tokens, group_factory)
+        if not difference <= LOGPROB_LIMIT:
+            problems.append(f"vLLM's log-probabilities differ by {difference:.3g} > {LOGPROB_LIMIT}")
+    except GenerationError as error:
+        if of_family:
+            raise
+        not_proven.append(f"generation in vLLM, which evaluation during training needs: {error}")
     return ModelCheck(
-        family=report.family,
-        configs=report.num_configs,
-        max_logit_diff=checkpoint.logit_diff / checkpoint.max_logit,
-        packed_diff=checkpoint.packed_diff / checkpoint.max_logit,
-        own_dtype_error=checkpoint.own_dtype_error,
+        **opened.figures,
         greedy_tokens=sum(len(tokens) for tokens in ours),
-        tensors=num_tensors - len(lost),
         vllm_logprob_diff=difference,
         problems=tuple(problems),
-        first_difference=next((case.first_difference for case in (*report.cases, checkpoint) if case.first_difference), None),
+        not_proven=tuple(not_proven),
     )
+
+
+def _open_family(folder: Path, export: Path, num_configs: int) -> _Opened:
+    report = build_logit_report(folder, num_configs=num_configs)
+    checkpoint = report.checkpoint
+    with torch.device("meta"):
+        decoder = Decoder(read_spec(folder)[1])
+    load_full(decoder, folder)
+    num_tensors, lost = round_trip(decoder, folder, export)
+    figures = {
+        "family": report.family,
+        "configs": report.num_configs,
+        "max_logit_diff": checkpoint.logit_diff / checkpoint.max_logit,
+        "packed_diff": checkpoint.packed_diff / checkpoint.max_logit,
+        "own_dtype_error": checkpoint.own_dtype_error,
+        "tensors": num_tensors - len(lost),
+        "first_difference": next(
+            (case.first_difference for case in (*report.cases, checkpoint) if case.first_difference), None
+        ),
+    }
+    return _Opened(decoder, figures, [*report.problems, *_not_back(lost)], [])
+
+
+def _open_fallback(folder: Path, export: Path, prompts: list[list[int]]) -> _Opened:
+    check_fallback(folder)
+    report = fallback_report(folder, export=export)
+    with transformers_quiet():
+        model = load_fallback(folder)
+        difference = _difference_to_plain(model, folder, prompts)
+    lost = different_tensors(folder, export)
+    problems = list(report.problems)
+    if not difference <= LOGIT_LIMIT:
+        problems.append(f"logits differ by {difference:.3g} > {LOGIT_LIMIT} of the greatest from those of the text alone")
+    not_proven = ["its numbers: transformers' own code computes it, and there is no second code to compare with"]
+    if report.packing_problem:
+        not_proven.append(f"several documents in a row ({report.packing_problem}): set config.data.packing: pad")
+    if report.adapter_problem:
+        not_proven.append(f"adapters ({report.adapter_problem}): leave config.model.lora out")
+    figures = {
+        "family": report.family,
+        "configs": 0,
+        "max_logit_diff": difference,
+        "packed_diff": report.packed_diff,
+        "own_dtype_error": 0.0,
+        "tensors": len(CheckpointReader(folder).names()) - len(lost),
+        "first_difference": None,
+    }
+    return _Opened(model, figures, problems, not_proven)
+
+
+@torch.no_grad()
+def _difference_to_plain(model: FallbackModel, folder: Path, prompts: list[list[int]]) -> float:
+    """Greatest difference of a logit with explicit masks and positions to the one without any, by the plain attention."""
+    reference = _reference(folder)
+    differences, sizes = [], []
+    for ids in map(torch.tensor, prompts):
+        expected = reference(ids[None], use_cache=False).logits[0]
+        differences.append((_logits(model, ids) - expected).abs().max())
+        sizes.append(expected.abs().max())
+    return float(torch.stack(differences).max() / torch.stack(sizes).max())
+
+
+def _not_back(lost: list[str]) -> list[str]:
+    return [f"{name} did not come back from a round trip" for name in lost]
 
 
 @torch.no_grad()
@@ -111,10 +197,15 @@ def greedy(logits_of: Callable[[torch.Tensor], torch.Tensor], prompt: list[int],
     return [int(token) for token in ids[len(prompt) :]]
 
 
-def _greedy_of_transformers(folder: Path, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-    reference = AutoModelForCausalLM.from_pretrained(
+def _reference(folder: Path) -> Any:
+    """Transformers' model, with the attention that its equations say."""
+    return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
     ).eval()
+
+
+def _greedy_of_transformers(folder: Path, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    reference = _reference(folder)
     return [greedy(lambda ids: reference(ids[None], use_cache=False).logits[0], prompt, num_tokens) for prompt in prompts]
 
 
@@ -132,14 +223,16 @@ def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     return left.dtype == right.dtype and torch.equal(left.view(torch.uint8), right.view(torch.uint8))
 
 
-def _logits(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
+def _logits(model: Decoder | FallbackModel, ids: torch.Tensor) -> torch.Tensor:
+    """[T, V] of one text."""
     layout = DocumentLayout.from_document_ids(torch.zeros(1, len(ids)))
-    return decoder.logits(decoder(ids[None], torch.arange(len(ids))[None], layout))[0]
+    found: torch.Tensor = model(ids[None], torch.arange(len(ids))[None], layout)
+    return (model.logits(found) if isinstance(model, Decoder) else found)[0]
 
 
 @torch.no_grad()
 def _vllm_difference(
-    decoder: Decoder, folder: Path, prompts: list[list[int]], num_tokens: int, group_factory: GroupFactory
+    model: Decoder | FallbackModel, folder: Path, prompts: list[list[int]], num_tokens: int, group_factory: GroupFactory
 ) -> float:
     """Greatest difference of the log-probabilities of the tokens that vLLM wrote, to ours and to those of our best tokens."""
     shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=1, threads_per_rank=1)
@@ -152,7 +245,7 @@ def _vllm_difference(
     worst = 0.0
     for generation in generations:
         ids = torch.tensor([*generation.prompt_ids, *generation.token_ids])
-        logprobs_TV = _logits(decoder, ids).log_softmax(-1)[len(generation.prompt_ids) - 1 : -1]
+        logprobs_TV = _logits(model, ids).log_softmax(-1)[len(generation.prompt_ids) - 1 : -1]
         chosen_T = logprobs_TV.gather(-1, torch.tensor(generation.token_ids)[:, None])[:, 0]
         worst = max(worst, float((chosen_T - torch.tensor(generation.logprobs)).abs().max()))
         worst = max(worst, float((logprobs_TV.amax(-1) - chosen_T).max()))

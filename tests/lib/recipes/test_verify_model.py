@@ -1,5 +1,6 @@
 """The check of a folder: what it compares is really compared. With vLLM it runs as `make verify-model MODEL=<folder>`."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from lib.models.hf_io import load_full, read_spec
 from lib.recipes.verify_model import greedy, round_trip
 from tasks import verify_model
 from tests.lib.models.checkpoints import family_model
+from tests.lib.models.test_hf_fallback import fallback_model
 
 
 def load(folder: Path) -> Decoder:
@@ -42,6 +44,29 @@ def test_a_bit_that_does_not_is_named(tmp_path: Path) -> None:
     tensors["model.norm.weight"][3] += 1
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert round_trip(decoder, folder, out)[1] == ["model.norm.weight"]
+
+
+def test_of_a_folder_without_family_it_says_what_is_not_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """[D9] Transformers computes it: masks, continuations and the way out are compared, a weight that is rounded on its way is
+    a problem; that nothing else computes it, and that vLLM has no attention for heads of 8 numbers, is said."""
+    folder = fallback_model(tmp_path / "source", "phi", dtype="bfloat16")
+    tensors = load_file(folder / "model.safetensors")
+    odd = "model.final_layernorm.weight"
+    tensors[odd] = tensors[odd].float() + 1e-4
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr("sys.argv", ["verify_model", str(folder)])
+    status = verify_model.main()
+    *lines, verdict = capsys.readouterr().out.splitlines()
+    found = json.loads(verdict)
+    assert (status, found["family"], found["configs"]) == (1, "transformers", 0)
+    assert found["problems"] == [f"{odd} did not come back from a round trip"] == lines[:1]
+    assert 0 < found["max_logit_diff"] <= 1e-5 and 0 < found["packed_diff"] <= 1e-5 and found["greedy_tokens"] == 48
+    assert found["tensors"] == len(tensors) - 1 and found["vllm_logprob_diff"] is None
+    numbers, generation = found["not_proven"]
+    assert "no second code to compare with" in numbers and "head_dim=8" in generation
+    assert lines[1:] == [f"not proven: {numbers}", f"not proven: {generation}"]
 
 
 def test_a_folder_that_is_no_model_is_refused(
