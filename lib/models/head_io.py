@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lib.config.heads import HeadConfig, HeadsConfig
-from lib.core.errors import ModelError
+from lib.core.errors import ConfigError, ModelError
 from lib.core.transient import is_transient
 from lib.models.families import CLASSIFIER_HEAD
 from lib.models.hf_export import HEAD_FILES, write_hf_folder, write_json
@@ -66,6 +66,16 @@ def write_headed_folder(
     write_json(out / "config.json", values | {"architectures": [family.architectures[0]]})
     whole = {name: weight.detach().to("cpu", torch.float32).contiguous() for name, weight in heads.items()}
     save_file(whole, out / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def check_storable(config: HeadsConfig, folder: Path) -> None:
+    """Raises ConfigError where these heads of a folder's model can't be written by `write_headed_folder`."""
+    _, spec = read_spec(folder)
+    if config.alone is None and not spec.lm_head and not spec.tied:
+        raise ConfigError(
+            f"config.heads: {folder} is a sequence classifier, without the output matrix of the vocabulary that a folder with "
+            "several heads holds; train one head, or begin with the model that it was made from"
+        )
 
 
 def _with_classifier(

@@ -16,7 +16,7 @@ from lib.core.manifest import Json
 from lib.data.examples import labelled_kind
 from lib.data.feed import ChatFeed
 from lib.models.flops import FlopCounter
-from lib.models.head_io import matching_weights, read_heads
+from lib.models.head_io import check_storable, matching_weights, read_heads
 from lib.models.heads import headed_spec
 from lib.models.hf_fallback import is_fallback
 from lib.models.hf_io import read_spec
@@ -110,6 +110,7 @@ def _num_trained(job: HeadsJob, model_dir: Path) -> int:
             f"config.heads: {heads.lm.name!r} is of kind lm, but {model_dir} is a sequence classifier without an output matrix "
             "of the vocabulary; leave the head out"
         )
+    check_storable(heads, model_dir)
     if saved := read_heads(model_dir):
         matching_weights(saved, heads, model_dir)
     of_heads = sum(head.num_outputs for head in heads.outputs) * spec.hidden_size

@@ -14,7 +14,7 @@ from lib.core.artifact import stage_artifact
 from lib.core.errors import ConfigError, ModelError
 from lib.models.admit import admit_model
 from lib.models.families import FAMILIES
-from lib.models.head_io import read_heads, write_headed_folder
+from lib.models.head_io import check_storable, read_heads, write_headed_folder
 from lib.models.heads import HeadedDecoder
 from lib.models.hf_io import read_json, read_spec
 from lib.models.layers.documents import DocumentLayout
@@ -83,7 +83,9 @@ def test_a_head_alone_is_transformers_sequence_classifier(tmp_path: Path, family
         out, output_loading_info=True, attn_implementation="eager"
     )
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert list(theirs.config.id2label.values()) == head.get("labels", ["reward"])
+    names = head.get("labels", ["reward"])
+    assert theirs.config.id2label == dict(enumerate(names))
+    assert theirs.config.label2id == {name: number for number, name in enumerate(names)}
     token_ids, _, layout = packed(LENGTHS, 20, VOCAB_SIZE)
     ours = outputs(module)[head["name"]]
     for number, span in enumerate(layout.spans):
@@ -113,17 +115,49 @@ def test_several_heads_are_kept_beside_a_model_that_transformers_opens(tmp_path:
 
 @torch.no_grad()
 def test_a_classifier_of_transformers_is_read(tmp_path: Path) -> None:
-    """Without heads.json: its labels from the config, its weight from the model's files."""
+    """[D5] Without heads.json: its labels from the config, in the order of their numbers (10 after 2), its weight from the
+    model's files."""
     source = family_model(tmp_path / "source", "qwen3", dtype="float32")
-    theirs = AutoModelForSequenceClassification.from_pretrained(source, num_labels=3)
+    theirs = AutoModelForSequenceClassification.from_pretrained(source, num_labels=12)
     theirs.save_pretrained(tmp_path / "theirs")
     saved = read_heads(tmp_path / "theirs")
     assert saved is not None
-    assert [(head.name, head.labels) for head in saved.config.heads] == [("score", ("LABEL_0", "LABEL_1", "LABEL_2"))]
+    assert [(head.name, head.labels) for head in saved.config.heads] == [("score", tuple(f"LABEL_{n}" for n in range(12)))]
     ids = torch.arange(9)[None]
     layout = DocumentLayout.from_document_ids(torch.zeros_like(ids))
     found = headed(tmp_path / "theirs", saved.config)(ids, ids, layout)["score"]
     assert (found - theirs.eval()(ids, use_cache=False).logits).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_a_folder_changes_its_kind_without_a_trace(tmp_path: Path) -> None:
+    """Several heads, then one of them alone, then that with others again: each time what is written says and holds what the run
+    had, and the head that goes on keeps its bits."""
+    source = family_model(tmp_path / "source", "qwen3", dtype="float32")
+    text = {"name": "text", "kind": "lm"}
+    both = save(headed(source, config(text, SCALAR)), source, tmp_path / "both")
+    alone = save(headed(both, config(SCALAR), seed=1), both, tmp_path / "alone")
+    assert read_json(alone / "config.json")["architectures"] == ["Qwen3ForSequenceClassification"]
+    assert sorted(path.name for path in (alone / "heads").iterdir()) == ["heads.json"]
+    two = save(headed(alone, config(SCALAR, CLASSES), seed=2), alone, tmp_path / "two")
+    assert read_json(two / "config.json")["architectures"] == ["Qwen3ForCausalLM"]
+    found = [read_heads(folder) for folder in (both, alone, two)]
+    assert [saved and [head.name for head in saved.config.heads] for saved in found] == [
+        *(["text", "reward"], ["reward"], ["reward", "topic"]),
+    ]
+    weights = [saved.weights["reward"] for saved in found if saved]
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[1], weights[2])
+    assert isinstance(headed(two, config(SCALAR, CLASSES)), HeadedDecoder)
+
+
+def test_several_heads_need_the_language_model_that_they_are_kept_beside(tmp_path: Path) -> None:
+    """A sequence classifier whose head was not tied has lost it; that is said before anything is trained."""
+    source = family_model(tmp_path / "source", "llama", tie_word_embeddings=False)
+    alone = save(headed(source, config(SCALAR)), source, tmp_path / "alone")
+    with pytest.raises(ConfigError, match=r"config\.heads: .*alone is a sequence classifier.*train one head"):
+        check_storable(config(SCALAR, CLASSES), alone)
+    for heads, folder in ((config(SCALAR), alone), (config(*MANY), source), (config(*MANY[1:]), source)):
+        check_storable(heads, folder)
 
 
 def test_new_heads_depend_on_name_and_seed_alone(tmp_path: Path) -> None:

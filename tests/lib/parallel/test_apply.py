@@ -1,5 +1,6 @@
 """How a layer is run changes no gradient: what the backward pass computes again, and whether there is code for it."""
 
+from collections import Counter
 from typing import Any, Literal
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
+from torch.utils.flop_counter import FlopCounterMode
 
 from lib.config.model import LoraConfig, ModelConfig
 from lib.core.errors import ConfigError
@@ -68,6 +70,31 @@ def test_recomputing_changes_no_bit(kind: Kind, family: str, dtype: torch.dtype,
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert left < kept
+
+
+def weight_products(family: str, kind: Kind) -> tuple[int, int]:
+    """Operations of products of layers with weights: (forward, forward and backward)."""
+    decoder = Decoder(random_case(family, 0, 1).spec)
+    prepared_layers(decoder, ModelConfig(activation_checkpointing=kind), on_gpu=False)
+    found = []
+    with FlopCounterMode(display=False) as counter:
+        hidden = decoder(*packed(ROWS, 38, decoder.spec.vocab_size))
+        found.append(counter.get_flop_counts()["Global"])
+        hidden.square().sum().backward()
+        found.append(counter.get_flop_counts()["Global"])
+    forward, both = (sum(part[op] for op in (torch.ops.aten.mm, torch.ops.aten.addmm)) for part in map(Counter, found))
+    return forward, both
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe"])
+def test_what_is_computed_again_is_what_the_configuration_says(family: str) -> None:
+    """Nothing; every layer, but perhaps for its last product, whose result nobody needs; all but products with weights. A
+    forward pass costs half of its backward pass, where nothing of either is done twice."""
+    forward, both = weight_products(family, "none")
+    assert forward > 0 and both == 3 * forward
+    assert weight_products(family, "selective") == (forward, both)
+    again, with_again = weight_products(family, "layer")
+    assert again == forward and 0.8 * forward <= with_again - both <= forward
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "qwen3"])

@@ -20,6 +20,7 @@ from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
 from lib.train.model_folder import export_dtype, load_module, write_module
 from lib.train.step import LossModule
+from tests.lib.models.checkpoints import family_model
 from tests.lib.parallel.ranks import run_here
 from tests.tiny import VOCAB_SIZE, tiny_model
 
@@ -62,6 +63,20 @@ def test_frozen_weights_are_kept_as_stored_and_no_bit_depends_on_it(tmp_path: Pa
     plain, ours = step(LossModule(decoder, 8)), run_here(loaded, folder)
     assert ours["trained"] == ["torch.float32"] and ours["frozen"] == [f"torch.{dtype}"]
     assert ours["loss"] == plain["loss"] and ours["gradients"] == plain["gradients"]
+
+
+def dtypes_of_experts(folder: Path) -> dict[str, str]:
+    shape = ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=1, threads_per_rank=1)
+    config = ModelConfig(compute_dtype="bfloat16")
+    module = load_module(config, build_mesh(shape), folder, torch.device("cpu"), seed=SEED, fresh=True)
+    step(module)
+    return {name: str(tensor.dtype) for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def test_what_balances_experts_is_float32_in_every_compute_dtype(tmp_path: Path) -> None:
+    """[C8] [E2] A bias of 1 moves by 0.001 a step: bfloat16 has nothing between 1 and 1.008."""
+    found = run_here(dtypes_of_experts, family_model(tmp_path, "qwen3_moe"))
+    assert "decoder.layers.0.mlp.expert_bias" in found and set(found.values()) == {"torch.float32"}
 
 
 TRAINED = {"float32": "float32", "bfloat16": "bfloat16", "float16": "bfloat16"}
