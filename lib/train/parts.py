@@ -10,6 +10,7 @@ import torch
 
 from lib.core.errors import ArtifactCorruptError
 from lib.core.manifest import Json, canonical_json
+from lib.models.hf_io import MAPPED_BYTES
 from lib.train.boxes import Box
 from lib.train.shelf import Draft, Stored
 from lib.train.snapshot import Snapshot
@@ -64,6 +65,7 @@ class PartsReader:
         order = [(rank + number) % num_ranks for number in range(num_ranks)]
         self._names = [tensors_name(number, num_ranks) for number in order]
         self._open: dict[str, _Part] = {}
+        self._held_bytes = 0
 
     def close(self) -> None:
         self._open.clear()
@@ -84,6 +86,7 @@ class PartsReader:
         """
         wanted = Box(offset, shape)
         found = self._found(name, wanted)
+        self._hold([piece for _, piece in found])
         if len(found) == 1 and found[0][0] == wanted:
             return found[0][1]
         result = torch.empty(shape, dtype=found[0][1].dtype)
@@ -107,7 +110,6 @@ class PartsReader:
             for hole, common in [(hole, saved.overlap(hole)) for hole in missing]:
                 if common is not None:
                     found.append((common, part.file.read(name, common.within(saved))))
-                    self.bytes_read += found[-1][1].nbytes
                     missing.remove(hole)
                     missing += hole.minus(common)
             if not missing:
@@ -115,7 +117,22 @@ class PartsReader:
         place = f"at {list(missing[0].offset)} with shape {list(missing[0].shape)}"
         raise ArtifactCorruptError(f"{self._stored}: no part holds the box of {name!r} {place}")
 
+    def _hold(self, pieces: list[torch.Tensor]) -> None:
+        """Count what was read; now and then all files let go of it, so that a reader needs the memory of what it takes."""
+        self.bytes_read += sum(piece.nbytes for piece in pieces)
+        self._held_bytes += sum(_span_bytes(piece) for piece in pieces)
+        if self._held_bytes > MAPPED_BYTES:
+            self._held_bytes = 0
+            for part in self._open.values():
+                part.file.let_go()
+
     def _part(self, name: str) -> _Part:
         if name not in self._open:
             self._open[name] = _Part.of(self._stored.open_tensors(name))
         return self._open[name]
+
+
+def _span_bytes(piece: torch.Tensor) -> int:
+    """From its first byte to its last: columns of a mapped tensor lie far apart, and whole pages are mapped."""
+    last = sum((size - 1) * stride for size, stride in zip(piece.shape, piece.stride()))
+    return (last + 1) * piece.itemsize if piece.numel() else 0

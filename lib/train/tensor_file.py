@@ -38,15 +38,20 @@ class TensorFile(Protocol):
         """The block of a tensor; of a scalar, no slices. Each slice has a start and a stop."""
         ...
 
+    def let_go(self) -> None:
+        """Keep no memory for what has been read, but for blocks that are still in use."""
+        ...
+
 
 class MappedTensors:
-    """A file of a disk; only the pages of a block are read."""
+    """A file of a disk; only the pages of a block are read. They count as this process's memory until they are let go."""
 
     def __init__(self, path: Path) -> None:
         """Raises ArtifactCorruptError where there is none."""
         if not path.is_file():
             raise ArtifactCorruptError(f"{path}: is missing")
-        self._stream: Any = safe_open(path, framework="pt")
+        self._path = path
+        self._opened: Any = None
 
     def metadata(self) -> dict[str, str]:
         found: dict[str, str] = self._stream.metadata()
@@ -58,6 +63,15 @@ class MappedTensors:
     def read(self, name: str, slices: tuple[slice, ...]) -> torch.Tensor:
         tensor: torch.Tensor = self._stream.get_slice(name)[slices] if slices else self._stream.get_tensor(name)
         return tensor
+
+    def let_go(self) -> None:
+        self._opened = None
+
+    @property
+    def _stream(self) -> Any:
+        if self._opened is None:
+            self._opened = safe_open(self._path, framework="pt")
+        return self._opened
 
 
 @dataclass
@@ -104,6 +118,9 @@ class RangedTensors:
                     target[filled : filled + high - low] = got[low - one.begin : high - one.begin]
                     filled += high - low
         return content.view(dtype).view(block)
+
+    def let_go(self) -> None:
+        """Nothing is kept."""
 
 
 def _runs(shape: Sequence[int], slices: Sequence[slice], itemsize: int) -> Iterator[tuple[int, int]]:

@@ -26,15 +26,21 @@ def load(warm: str, folder: str, parallel: dict[str, int]) -> dict[str, int]:
     config = ModelConfig(compute_dtype="float32")
     load_module(config, mesh, Path(warm), torch.device("cpu"), seed=0, fresh=True)
     dist.barrier()
-    Path("/proc/self/clear_refs").write_text("5")  # the greatest so far becomes the present one
-    before = _status_bytes("VmHWM")
+    forget_peak()
+    before = status_bytes("VmHWM")
     module = load_module(config, mesh, Path(folder), torch.device("cpu"), seed=0, fresh=True)
     pieces = [parameter.to_local() for parameter in module.parameters()]
     share = sum(piece.numel() * piece.element_size() for piece in pieces)
     file = max(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-    return {"share": share, "grown": _status_bytes("VmHWM") - before, "file": file}
+    return {"share": share, "grown": status_bytes("VmHWM") - before, "file": file}
 
 
-def _status_bytes(field: str) -> int:
+def forget_peak() -> None:
+    """The greatest memory so far, VmHWM, becomes the present one."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def status_bytes(field: str) -> int:
+    """Of this process; VmHWM and VmRSS count the pages of files that it has mapped and used."""
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:"))

@@ -16,6 +16,8 @@ from lib.train.folder_shelf import FolderDraft, StoredFolder
 from lib.train.parts import PartsReader, write_part
 from lib.train.snapshot import Snapshot
 from lib.train.state import Piece
+from tests.lib.parallel.ranks import run_ranks
+from tests.lib.train.resume_memory import CUTS, NUM_TENSORS, resume, save
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64)
 
@@ -119,3 +121,15 @@ def test_parts_of_other_dtypes_are_refused(tmp_path: Path) -> None:
         write_one(tmp_path, {"one": Piece(torch.ones(1, dtype=dtype), (2,), (rank,))}, rank, 2)
     with pytest.raises(ArtifactCorruptError, match=r"parts of 'one' are torch\.float"):
         PartsReader(StoredFolder(tmp_path), rank=0, num_ranks=2).fetch("one", (0,), (2,))
+
+
+def test_a_rank_goes_on_in_the_memory_of_its_share(tmp_path: Path) -> None:
+    """[F13] One of two ranks takes its half, 128 MiB, of what four saved cut by rows: rows of two files, and columns of all
+    four. It grows by at most .3 of the share while it reads, with all that it maps; with the files mapped to the end it would
+    be all of the share, and twice that for columns, which lie in every page."""
+    for folder, num_tensors in (("warm", 1), ("root", NUM_TENSORS)):
+        save(tmp_path / folder, 4, num_tensors=num_tensors)
+    (found,) = run_ranks(resume, 1, str(tmp_path / "warm"), str(tmp_path / "root"), 2)
+    assert found.keys() == set(CUTS)
+    for cut, sizes in found.items():
+        assert sizes["share"] == 128 << 20 and sizes["beyond"] <= 0.3 * sizes["share"], cut
