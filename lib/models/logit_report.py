@@ -46,7 +46,7 @@ class CaseResult(Frozen):
     model: str
     """What was drawn, in words."""
     max_logit: float
-    """Greatest |logit| of the reference."""
+    """Greatest |logit| of the reference; of a sequence classifier, here and below, the last hidden states stand for logits."""
     logit_limit: float
     """What the next two may be at most."""
     logit_diff: float

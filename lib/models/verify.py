@@ -1,7 +1,8 @@
 """The logit report: a family computes what transformers computes, on random models of the family and on a checkpoint.
 
 Everything is float32. The reference sees each document alone, without cache and without mask, so that nothing about
-packing can be wrong on its side; ours sees the documents packed and alone. Letters: L tokens of a document, V vocabulary.
+packing can be wrong on its side; ours sees the documents packed and alone. Of a sequence classifier, which gives no logits of
+tokens, the last hidden states are compared in their place. Letters: L tokens of a document, V vocabulary, D model.
 """
 
 import math
@@ -11,15 +12,15 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from lib.core.errors import ModelError
 from lib.models.decoder import Decoder
 from lib.models.divergence import first_divergence
 from lib.models.hf_io import CheckpointReader, load_full, read_json, read_spec
 from lib.models.layers.documents import PADDING, DocumentLayout
 from lib.models.logit_report import GRAD_LIMIT, LOGIT_LIMIT, SMALL_GRADIENT, CaseResult, LogitReport
+from lib.models.spec import DecoderSpec
 from lib.models.verify_configs import MemoryCheckpoint, RandomCase, checkpoint_names, describe, random_case, random_model
 from lib.tokens.tokenizer import Tokenizer
 
@@ -40,11 +41,7 @@ def build_logit_report(
     Raises:
         ModelError: the folder can't be read as a known family at all. A difference is a report that has not passed.
     """
-    family, spec = read_spec(folder)
-    if not spec.lm_head:
-        raise ModelError(
-            f"{folder}: a sequence classifier has no logits of tokens to compare; verify the model it was made from"
-        )
+    family, _ = read_spec(folder)
     results = []
     with transformers_quiet():
         for index in range(num_configs):
@@ -113,16 +110,17 @@ def compare_random(case: RandomCase, seed: int) -> CaseResult:
 
 @torch.no_grad()
 def compare_checkpoint(folder: Path, seed: int) -> CaseResult:
-    """Compare a folder's own weights, on random ids and on text."""
+    """Compare a folder's own weights, on random ids and on text: logits, or a classifier's last hidden states."""
     family, spec = read_spec(folder)
     tokenizer = Tokenizer.load(folder)
     generator = torch.Generator().manual_seed(seed)
     texts = [torch.tensor(tokenizer.encode(text)) for text in PROBE_TEXTS]
     documents = [*random_documents(generator, min(spec.vocab_size, tokenizer.vocab_size), (24,)), *texts]
-    reference = AutoModelForCausalLM.from_pretrained(
+    kind = AutoModelForCausalLM if spec.lm_head else AutoModelForSequenceClassification
+    reference = kind.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
     ).eval()
-    expected = [reference(ids[None], use_cache=False).logits[0] for ids in documents]
+    expected = [_outputs(reference, ids, spec) for ids in documents]
     with torch.device("meta"):
         decoder = Decoder(spec)
     load_full(decoder, folder)
@@ -146,8 +144,17 @@ def _own_dtype_error(
         decoder = Decoder(spec)
     load_full(decoder, folder, dtype)
     reference = reference.to(dtype)
-    theirs = [reference(ids[None], use_cache=False).logits[0] for ids in documents]
+    theirs = [_outputs(reference, ids, spec) for ids in documents]
     return _error(_packed_logits(decoder, documents), expected) / max(_error(theirs, expected), 1e-30)
+
+
+def _outputs(reference: PreTrainedModel, ids: torch.Tensor, spec: DecoderSpec) -> torch.Tensor:
+    """[L, V] logits of the reference, [L, D] last hidden states where it is a classifier."""
+    if not spec.lm_head:
+        hidden: torch.Tensor = reference.base_model(ids[None], use_cache=False).last_hidden_state[0]
+        return hidden
+    logits: torch.Tensor = reference(ids[None], use_cache=False).logits[0]
+    return logits
 
 
 def _error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
@@ -178,14 +185,17 @@ def _result(
 
 
 def _packed_logits(decoder: Decoder, documents: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Logits [L, V] of each document, all in one row with padding at the end (no padding where there is one document)."""
+    """Logits [L, V] of each document, all in one row with padding at the end (no padding where there is one document).
+
+    Hidden states [L, D] of a decoder without head.
+    """
     padding = 3 if len(documents) > 1 else 0
     fill = torch.zeros(padding, dtype=torch.int64)
     ids = [torch.full((len(tokens),), number) for number, tokens in enumerate(documents)]
     layout = DocumentLayout.from_document_ids(torch.cat([*ids, fill + PADDING])[None])
     positions = torch.cat([*(torch.arange(len(tokens)) for tokens in documents), fill])
     hidden = decoder(torch.cat([*documents, fill])[None], positions[None], layout)[0]
-    logits = decoder.logits(hidden)
+    logits = decoder.logits(hidden) if decoder.spec.lm_head else hidden
     return list(torch.split(logits, [*(len(tokens) for tokens in documents), padding])[: len(documents)])
 
 

@@ -43,8 +43,9 @@ class ModelCheck:
     configs: int
     """Random models of the family that were compared; none where there is no family."""
     max_logit_diff: float
-    """The checkpoint's, relative to its greatest |logit|: ours to transformers'; without a family, with the masks and
-    positions that training gives to transformers' own model, to the text alone by its plain attention."""
+    """The checkpoint's, relative to its greatest |logit| (a classifier's last hidden states in their place): ours to
+    transformers'; without a family, with the masks and positions that training gives to transformers' own model, to the text
+    alone by its plain attention."""
     packed_diff: float
     """Of documents packed, to each alone, relative likewise; without a family, of padded documents in rows of their own."""
     own_dtype_error: float
@@ -54,7 +55,7 @@ class ModelCheck:
     tensors: int
     """That came back from a round trip with their bits, names and dtypes."""
     vllm_logprob_diff: float | None
-    """None where vLLM can't run a model without a family; then `not_proven` says why."""
+    """None of a classifier, and where vLLM can't run a model without a family; then `not_proven` says why."""
     problems: tuple[str, ...]
     not_proven: tuple[str, ...]
     """What this check doesn't tell of the folder, though it does of one of a family, and why."""
@@ -99,29 +100,44 @@ def check_model(
         folder = decoded
     tokenizer = Tokenizer.load(folder)
     prompts = [tokenizer.encode(text) for text in PROBE_TEXTS]
-    of_family = not is_fallback(folder)
-    opened = _open_family(folder, export, num_configs) if of_family else _open_fallback(folder, export, prompts)
-    problems, not_proven = opened.problems, opened.not_proven
+    opened = _open_fallback(folder, export, prompts) if is_fallback(folder) else _open_family(folder, export, num_configs)
+    num_written, difference = 0, None
+    if opened.model.spec.lm_head:
+        num_written, difference = _continue(opened, folder, export, prompts, num_tokens, group_factory)
+    else:
+        opened.not_proven.append("continuations and generation in vLLM: a sequence classifier writes no tokens")
+    return ModelCheck(
+        **opened.figures,
+        greedy_tokens=num_written,
+        vllm_logprob_diff=difference,
+        problems=tuple(opened.problems),
+        not_proven=tuple(opened.not_proven),
+    )
+
+
+def _continue(
+    opened: _Opened,
+    folder: Path,
+    export: Path,
+    prompts: list[list[int]],
+    num_tokens: int,
+    group_factory: GroupFactory,
+) -> tuple[int, float | None]:
+    """(tokens that were written, difference to vLLM's log-probabilities); what is wrong with them is added to the problems."""
     ours = [greedy(lambda ids: _logits(opened.model, ids), prompt, num_tokens) for prompt in prompts]
     theirs = _greedy_of_transformers(folder, prompts, num_tokens)
     if ours != theirs:
-        problems.append(f"greedy continuations differ from transformers': {ours} and {theirs}")
+        opened.problems.append(f"greedy continuations differ from transformers': {ours} and {theirs}")
     difference = None
     try:
         difference = _vllm_difference(opened.model, export, prompts, num_tokens, group_factory)
         if not difference <= LOGPROB_LIMIT:
-            problems.append(f"vLLM's log-probabilities differ by {difference:.3g} > {LOGPROB_LIMIT}")
+            opened.problems.append(f"vLLM's log-probabilities differ by {difference:.3g} > {LOGPROB_LIMIT}")
     except GenerationError as error:
-        if of_family:
+        if isinstance(opened.model, Decoder):
             raise
-        not_proven.append(f"generation in vLLM, which evaluation during training needs: {error}")
-    return ModelCheck(
-        **opened.figures,
-        greedy_tokens=sum(len(tokens) for tokens in ours),
-        vllm_logprob_diff=difference,
-        problems=tuple(problems),
-        not_proven=tuple(not_proven),
-    )
+        opened.not_proven.append(f"generation in vLLM, which evaluation during training needs: {error}")
+    return sum(len(tokens) for tokens in ours), difference
 
 
 def _open_family(folder: Path, export: Path, num_configs: int) -> _Opened:

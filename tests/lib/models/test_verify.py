@@ -2,10 +2,12 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from lib.core.artifact import stage_artifact, verify
 from lib.core.errors import ArtifactCorruptError, ModelError
@@ -14,6 +16,7 @@ from lib.models.logit_report import LogitReport, read_logit_report, write_logit_
 from lib.models.verify import build_logit_report, compare_random, greatest
 from lib.models.verify_configs import random_case
 from tests.gate import __main__ as gate
+from tests.lib.models.checkpoints import family_model
 from tests.lib.models.mutants import MUTANTS, is_rejected, planted
 from tests.tiny import tiny_model
 
@@ -109,6 +112,22 @@ def test_a_broken_model_does_not_pass(tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     report = build_logit_report(folder, num_configs=1)
     assert not report.passed and report.problems
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_oss"])
+def test_a_sequence_classifier_is_verified_by_what_its_head_sees(family: str, tmp_path: Path) -> None:
+    """[D8] So that a model with one head can be trained further: hidden states after the last norm, packed and alone; in its
+    own bfloat16 too. A fault in the decoder below it is found."""
+    source = family_model(tmp_path / "source", family, tie_word_embeddings=False)
+    kind = AutoModelForSequenceClassification
+    kind.from_pretrained(source, num_labels=2, dtype="bfloat16").save_pretrained(tmp_path / "model")
+    for path in source.glob("tokenizer*"):
+        shutil.copyfile(path, tmp_path / "model" / path.name)
+    report = build_logit_report(tmp_path / "model", num_configs=1)
+    assert report.passed and report.checkpoint.max_logit > 0.5, report.problems
+    assert report.checkpoint.own_dtype_error > 0
+    with planted({"llama": "mlp: gelu", "gemma3_text": "norm: offset left out", "gpt_oss": "sinks: sign"}[family]) as fresh:
+        assert fresh.compare_checkpoint(tmp_path / "model", 0).problems()
 
 
 def test_an_unknown_model_is_an_error_not_a_report(tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 """The check of a folder: what it compares is really compared. With vLLM it runs as `make verify-model MODEL=<folder>`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
+from lib.cluster.local import LocalGroup
 from lib.models.decoder import Decoder
 from lib.models.families import FAMILIES
 from lib.models.hf_io import load_full, read_spec
-from lib.recipes.verify_model import greedy, round_trip
+from lib.recipes.verify_model import check_model, greedy, round_trip
 from tasks import verify_model
 from tests.lib.models.checkpoints import family_model
 from tests.lib.models.test_hf_fallback import fallback_model
@@ -67,6 +70,19 @@ def test_of_a_folder_without_family_it_says_what_is_not_proven(
     numbers, generation = found["not_proven"]
     assert "no second code to compare with" in numbers and "head_dim=8" in generation
     assert lines[1:] == [f"not proven: {numbers}", f"not proven: {generation}"]
+
+
+def test_a_classifier_is_checked_but_for_what_it_cannot_do(tmp_path: Path) -> None:
+    source, folder = family_model(tmp_path / "source", "qwen3"), tmp_path / "model"
+    AutoModelForSequenceClassification.from_pretrained(source, num_labels=3, dtype="bfloat16").save_pretrained(folder)
+    for path in source.glob("tokenizer*"):
+        shutil.copyfile(path, folder / path.name)
+    (tmp_path / "work").mkdir()
+    found = check_model(folder, tmp_path / "work", group_factory=LocalGroup, num_configs=1)
+    assert not found.problems and found.max_logit_diff <= 1e-5 and found.family == "qwen3"
+    assert found.tensors == len(load_file(folder / "model.safetensors")) - 1, "all but the classifier's own"
+    assert found.not_proven == ("continuations and generation in vLLM: a sequence classifier writes no tokens",)
+    assert (found.greedy_tokens, found.vllm_logprob_diff) == (0, None)
 
 
 def test_a_folder_that_is_no_model_is_refused(
