@@ -75,6 +75,7 @@ SHARED: dict[str, Any] = {
 EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
 SMALL: dict[str, Small] = {
     "llama": Small(SMOLLM2, {"tie_word_embeddings": True}, not_in_vllm=()),
+    "mistral": Small(SMOLLM2, {"sliding_window": 32}),
     "olmo2": Small(SMOLLM2),
     "qwen2": Small(QWEN3, {"tie_word_embeddings": True}),
     "qwen3": Small(QWEN3, {"tie_word_embeddings": True}),

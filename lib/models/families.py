@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lib.core.errors import NO_REMOTE_CODE, ModelError
-from lib.models import gemma3, gpt_oss, llama, olmo2, qwen2, qwen3, qwen3_moe
+from lib.models import gemma3, gpt_oss, llama, mistral, olmo2, qwen2, qwen3, qwen3_moe
 from lib.models.hf_config import SHARED_FIXED_KEYS, SHARED_KEYS
 from lib.models.spec import DecoderSpec
 from lib.models.weights import WeightMap, WeightTable
@@ -80,7 +80,8 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (Family.of(module) for module in (llama, qwen2, qwen3, qwen3_moe, gemma3, gpt_oss, olmo2))
+    family.name: family
+    for family in (Family.of(module) for module in (llama, qwen2, qwen3, qwen3_moe, gemma3, gpt_oss, olmo2, mistral))
 }
 
 

@@ -14,6 +14,8 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     PreTrainedModel,
@@ -68,6 +70,10 @@ def _llama(rng: random.Random, index: int) -> Numbers:
 
 def _qwen2(rng: random.Random, index: int) -> Numbers:
     return {key: value for key, value in _qwen3(rng, index).items() if key != "attention_bias"}
+
+
+def _mistral(rng: random.Random, index: int) -> Numbers:
+    return {"sliding_window": rng.choice(WINDOWS) if index // 2 % 2 == 0 else None, "rope_parameters": _rope(rng, index)}
 
 
 def _olmo2(rng: random.Random, index: int) -> Numbers:
@@ -150,6 +156,7 @@ class Draw:
 
 DRAWS: dict[str, Draw] = {
     "llama": Draw(LlamaConfig, LlamaForCausalLM, _llama),
+    "mistral": Draw(MistralConfig, MistralForCausalLM, _mistral),
     "olmo2": Draw(Olmo2Config, Olmo2ForCausalLM, _olmo2),
     "qwen2": Draw(Qwen2Config, Qwen2ForCausalLM, _qwen2),
     "qwen3": Draw(Qwen3Config, Qwen3ForCausalLM, _qwen3),
@@ -213,7 +220,10 @@ def random_model(case: RandomCase, generator: torch.Generator) -> tuple[PreTrain
     checkpoint = checkpoint_names(reference, {name: tensor.detach() for name, tensor in reference.named_parameters()})
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.items()}
     expected = weights.stored_shapes()
-    assert shapes == expected, f"weights differ: {sorted(shapes.items() ^ expected.items())}"
+    assert shapes == expected, (
+        f"WEIGHT_NAMES and spec give weights that transformers lacks: {sorted(expected.items() - shapes.items())}, and lack "
+        f"{sorted(shapes.items() - expected.items())}"
+    )
     fill(decoder, weights, MemoryCheckpoint(checkpoint))
     decoder.requires_grad_(True)
     return reference, decoder

@@ -66,7 +66,8 @@ class WeightMap:
         self.shapes = parameter_shapes(spec)
         self.vocab_size = spec.vocab_size
         self.entries = {name: entry for name, entry in _entries(table, spec) if name in self.shapes}
-        assert self.entries.keys() == self.shapes.keys(), f"no checkpoint name for {self.shapes.keys() - self.entries.keys()}"
+        nameless = sorted(self.shapes.keys() - self.entries.keys())
+        assert not nameless, f"WEIGHT_NAMES of {spec.family} has no name in a checkpoint for {nameless}"
         self._blocks: dict[str, tuple[tuple[slice, ...], torch.Tensor, int]] = {}
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ _DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 1e4}
 _EXPERTS = {"num_experts_per_tok": 2}
 _OF_FAMILY: dict[str, dict[str, Any]] = {
     "llama": {"rope_parameters": _DEFAULT_ROPE},
+    "mistral": {"sliding_window": 8, "rope_parameters": _DEFAULT_ROPE},
     "olmo2": {"rope_parameters": _DEFAULT_ROPE},
     "qwen2": {"rope_parameters": _DEFAULT_ROPE},
     "qwen3": {"rope_parameters": _DEFAULT_ROPE},

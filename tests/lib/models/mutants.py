@@ -127,6 +127,12 @@ MUTANTS: dict[str, Mutant] = {
     "window: a block begins one key late": ("qwen3", "layers.blocks", "start - window + 1)", "start - window + 2)"),
     "window: ignored": ("qwen3", "qwen3", '        windows=qwen_windows(config, numbers["num_layers"]),\n', ""),
     "window: from one layer later on": ("qwen3", "hf_config", "layer >= first", "layer > first"),
+    "window: in the first layer only": (
+        "mistral",
+        "mistral",
+        '(window,) * numbers["num_layers"]',
+        '(window, *[None] * (numbers["num_layers"] - 1))',
+    ),
     "window: pattern swapped": ("gemma3_text", "gemma3", "bool((layer + 1) % every)", "not (layer + 1) % every"),
     "window: pattern shifted": ("gemma3_text", "gemma3", "(layer + 1) % every", "layer % every"),
     "window: layer types ignored": ("gemma3_text", "hf_config", 'config.get("layer_types")', "None"),

@@ -89,7 +89,7 @@ def test_stretched_frequencies_are_those_of_transformers(original: int) -> None:
             {"auto_map": {"AutoModelForCausalLM": "evil.Model"}},
             r"no trust_remote_code\. .*delete auto_map",
         ),
-        ({"architectures": ["MistralForCausalLM"]}, "unknown; known"),
+        ({"architectures": ["BloomForCausalLM"]}, "unknown; known"),
         ({"architectures": []}, "unknown; known"),
         ({"model_type": "gpt_oss"}, "unknown; known"),
         ({"model_type": "mamba"}, "unknown; known"),

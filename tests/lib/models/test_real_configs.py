@@ -60,6 +60,22 @@ QWEN3_30B_A3B: dict[str, Any] = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
+MISTRAL_7B: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mistral",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "vocab_size": 32000,
+}
 GEMMA_3_1B: dict[str, Any] = {
     "architectures": ["Gemma3ForCausalLM"],
     "attention_bias": False,
@@ -157,6 +173,7 @@ def spec_of(config: dict[str, Any], **changes: Any) -> DecoderSpec:
     [
         (QWEN3_0_6B, 596_049_920),
         (QWEN3_30B_A3B, 30_532_122_624),
+        (MISTRAL_7B, 7_241_732_096),
         (GEMMA_3_1B, 999_885_952),
         (GPT_OSS_20B, 20_914_757_184),
     ],
@@ -167,13 +184,16 @@ def test_published_models_have_their_published_size(config: dict[str, Any], num_
 
 
 def test_windows_and_rotary_positions_are_where_they_belong() -> None:
-    """[B6] Gemma: five layers of 512 keys with base 10,000, then one of all with 1,000,000. gpt-oss: 128 and all."""
+    """[B6] Gemma: five layers of 512 keys with base 10,000, then one of all with 1,000,000. gpt-oss: 128 and all.
+    Mistral: 4,096 in all layers, which is also what no word of it means; null means none."""
     gemma, oss = spec_of(GEMMA_3_1B), spec_of(GPT_OSS_20B)
     assert [layer for layer in range(26) if gemma.window(layer) is None] == [5, 11, 17, 23]
     assert set(gemma.windows) == {512, None} and (gemma.rope, gemma.local_rope) == (Rope(1e6), Rope(1e4))
     assert gemma.tied, "the default of the family, where the config doesn't say"
     assert oss.windows == (128, None) * 12 and spec_of(GPT_OSS_20B, layer_types="absent") == oss
     assert oss.rope.scaling is not None and oss.rope.scaling.magnitude == pytest.approx(1.3465735902799727)
+    assert spec_of(MISTRAL_7B).windows == spec_of(MISTRAL_7B, sliding_window="absent").windows == (4096,) * 32
+    assert set(spec_of(MISTRAL_7B, sliding_window=None).windows) == {None}, "as versions 0.2 and later have it"
     assert spec_of(QWEN3_0_6B, use_sliding_window=True, sliding_window=64, max_window_layers=26).windows[25:] == (None, 64, 64)
 
 
@@ -188,6 +208,8 @@ def test_windows_and_rotary_positions_are_where_they_belong() -> None:
         (GEMMA_3_1B, {"rope_parameters": {"rope_type": "default"}}, "one mapping for sliding_attention"),
         (GEMMA_3_1B, {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "rope_theta 1000000 contradicts"),
         (GEMMA_3_1B, {"rope_parameters": {"sliding_attention": {"rope_theta": 5.0}}}, "rope_local_base_freq 10000 contradicts"),
+        (MISTRAL_7B, {"layer_types": ["full_attention"] * 32}, "unknown key"),
+        (MISTRAL_7B, {"sliding_window": 0}, "sliding_window is 0"),
         (GPT_OSS_20B, {"rope_scaling": None}, "yarn numbers"),
         (GPT_OSS_20B, {"experts_per_token": 2}, "contradict each other"),
         (GPT_OSS_20B, {"initial_context_length": 8192}, "contradict each other"),

@@ -74,6 +74,26 @@ def test_the_verdict_is_json_that_names_module_and_tensor(monkeypatch: pytest.Mo
     assert where["size"] > 1e-4 and where["gradient"].startswith("layers.") and where["model"].startswith("llama, ")
 
 
+def test_a_family_whose_file_raises_has_a_verdict_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slip in it is a problem with its place, once for all models; a fault that can't be planted is one that passes."""
+    found, slips = {}, {"slip": ("qkv_bias=True", "qkv_bia=True"), "name": ("family=MODEL_TYPE", 'family="qwen"')}
+    for name, (old, new) in slips.items():
+        with monkeypatch.context() as patch:
+            patch.setitem(MUTANTS, name, ("qwen2", "qwen2", old, new))
+            with planted(name) as fresh:
+                patch.setattr(gate, "compare_random", fresh.compare_random)
+                patch.setattr(gate, "random_case", fresh.random_case)
+                found[name] = gate.verify_family("qwen2", 2, 0)
+    monkeypatch.setitem(MUTANTS, "gone", ("qwen2", "qwen2", "no such line", ""))
+    (problem,) = found["slip"]["problems"]
+    assert problem.startswith("TypeError in ") and "qwen2.py:" in problem and problem.endswith("keyword argument 'qkv_bia'")
+    assert found["slip"]["configs"] == 0 and found["name"]["configs"] == 2
+    assert found["name"]["problems"] == ["spec_from_config calls the family 'qwen'; its MODEL_TYPE is 'qwen2'"]
+    verdict = gate.verify_faults(["qwen2"])
+    assert verdict["mutants"] == verdict["rejected"] + 1 and "the mutant must follow the code" in verdict["not_noticed"][0]
+    assert gate.verify_faults(["unheard_of"])["not_noticed"] == ["none of unheard_of is planted"]
+
+
 def test_the_random_models_cover_the_config(report: LogitReport) -> None:
     """[D8] Tied and untied, each rope, each bias, head_dim of its own, one and many groups: all are drawn."""
     text = "\n".join(case.model for case in report.cases)

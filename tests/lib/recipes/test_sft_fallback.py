@@ -37,7 +37,7 @@ def prepare(inputs: Inputs, root: Path, kind: str) -> Inputs:
 @pytest.fixture(scope="module")
 def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Inputs, Path]:
     root = tmp_path_factory.mktemp("fallback")
-    given = prepare(inputs, root, "mistral")
+    given = prepare(inputs, root, "starcoder2")
     train(given, job(data=PAD), root)
     return given, root
 
