@@ -5,25 +5,17 @@ from typing import TYPE_CHECKING
 from flytekit import dynamic, task
 
 from lib.config.recipes import SftConfig, SftJob
-from lib.core.paths import runs_root
-from tasks.artifact_type import Artifact
 from tasks.artifacts import Checkpoint, CheckpointFolder, Dataset, LogitReport, ModelArtifact, TokenizedDataset
 from tasks.cache import CACHED, code_version
 from tasks.clusters import placed, ray_job
 from tasks.environments import CPU_IMAGE, LONG, RETRIES, SMALL, TRAIN_IMAGE, retry_infrastructure
 from tasks.lazy import lazy
-from tasks.progress import bar
 from tasks.tokenize import take_tokenizer, tokenize
+from tasks.training import Given, train_recipe
 
 if TYPE_CHECKING:
-    from lib.cluster import ray_backend
-    from lib.models import logit_report
     from lib.recipes import sft
-    from lib.train import run
 else:
-    ray_backend = lazy("lib.cluster.ray_backend")
-    logit_report = lazy("lib.models.logit_report")
-    run = lazy("lib.train.run")
     sft = lazy("lib.recipes.sft")
 
 
@@ -54,7 +46,7 @@ def train_on_ray(
 
     resume_from: a checkpoint of another run; this one begins with its state.
     """
-    return _train(model, data, report, job, resume_from)
+    return _train(Given(model, data, report, resume_from), job)
 
 
 @task(**_ON_RAY)
@@ -63,21 +55,11 @@ def train_tokens_on_ray(
     model: ModelArtifact, tokens: TokenizedDataset, report: LogitReport, job: SftJob, resume_from: Checkpoint | None = None
 ) -> Checkpoint:
     """The same on conversations that were tokenised before, by this model's tokenizer and the rules of this job."""
-    return _train(model, tokens, report, job, resume_from)
+    return _train(Given(model, tokens, report, resume_from), job)
 
 
-def _train(model: Artifact, data: Artifact, report: Artifact, job: SftJob, resume_from: Artifact | None) -> CheckpointFolder:
-    digests = {"model_digest": model.digest, "data_digest": data.digest}
-    identity = run.run_identity(sft.NAME, job, **digests, from_digest=resume_from.digest if resume_from else None)
-    run_dir = runs_root() / f"sft-{identity[:16]}-{code_version(__name__, '_train', __file__)[:8]}"
-    checkpoint = CheckpointFolder.create()
-    with checkpoint.write() as out, bar("train", "steps", job.steps) as shown:
-        out.lineage["logit_report"] = report.digest
-        proof, begun = logit_report.read_logit_report(report.open()), resume_from.open() if resume_from else None
-        home, origins = job.config.cluster.home_of(run_dir.name), run.Origins(model.uri, data.uri)
-        inputs = run.RunInputs(model.open(), data.open(), proof, run_dir, begun, home, origins)
-        sft.run_sft(job, inputs, out, group_factory=ray_backend.RayGroup, progress=shown.tell)
-    return checkpoint
+def _train(given: Given, job: SftJob) -> CheckpointFolder:
+    return train_recipe(sft.NAME, sft.run_sft, job=job, given=given, code=code_version(__name__, "_train", __file__))
 
 
 @dynamic(cache=CACHED, container_image=CPU_IMAGE, requests=SMALL, retries=RETRIES)

@@ -8,25 +8,17 @@ from lib.config.evaluation import HeadsEvalJob
 from lib.config.parallel import ClusterShape
 from lib.config.recipes import HeadsJob, HeadsRecipeConfig
 from lib.config.rows import RowsConfig
-from lib.core.paths import runs_root
-from tasks.artifact_type import Artifact
 from tasks.artifacts import Checkpoint, CheckpointFolder, Dataset, LogitReport, ModelArtifact, TokenizedDataset
 from tasks.cache import CACHED, code_version
 from tasks.clusters import placed, ray_job
 from tasks.environments import CPU_IMAGE, LONG, RETRIES, SMALL, TRAIN_IMAGE, retry_infrastructure
 from tasks.lazy import lazy
-from tasks.progress import bar
 from tasks.tokenize import take_tokenizer, tokenize
+from tasks.training import Given, train_recipe
 
 if TYPE_CHECKING:
-    from lib.cluster import ray_backend
-    from lib.models import logit_report
     from lib.recipes import heads
-    from lib.train import run
 else:
-    ray_backend = lazy("lib.cluster.ray_backend")
-    logit_report = lazy("lib.models.logit_report")
-    run = lazy("lib.train.run")
     heads = lazy("lib.recipes.heads")
 
 
@@ -68,36 +60,36 @@ _ON_RAY = {
 
 @task(**_ON_RAY)
 @retry_infrastructure
-def train_heads_on_ray(model: ModelArtifact, data: Dataset, report: LogitReport, job: HeadsJob) -> Checkpoint:
-    """Train, or go on where an earlier try of the same run was interrupted."""
-    return _train(model, data, report, job)
+def train_heads_on_ray(
+    model: ModelArtifact, data: Dataset, report: LogitReport, job: HeadsJob, resume_from: Checkpoint | None = None
+) -> Checkpoint:
+    """Train, or go on where an earlier try of the same run was interrupted.
+
+    resume_from: a checkpoint of another run; this one begins with its state.
+    """
+    return _train(Given(model, data, report, resume_from), job)
 
 
 @task(**_ON_RAY)
 @retry_infrastructure
-def train_heads_tokens_on_ray(model: ModelArtifact, tokens: TokenizedDataset, report: LogitReport, job: HeadsJob) -> Checkpoint:
+def train_heads_tokens_on_ray(
+    model: ModelArtifact, tokens: TokenizedDataset, report: LogitReport, job: HeadsJob, resume_from: Checkpoint | None = None
+) -> Checkpoint:
     """The same on conversations that were tokenised before; their labels are in the tokenised data set."""
-    return _train(model, tokens, report, job)
+    return _train(Given(model, tokens, report, resume_from), job)
 
 
-def _train(model: Artifact, data: Artifact, report: Artifact, job: HeadsJob) -> CheckpointFolder:
-    identity = run.run_identity(heads.NAME, job, model_digest=model.digest, data_digest=data.digest)
-    run_dir = runs_root() / f"heads-{identity[:16]}-{code_version(__name__, '_train', __file__)[:8]}"
-    checkpoint = CheckpointFolder.create()
-    with checkpoint.write() as out, bar("train", "steps", job.steps) as shown:
-        out.lineage["logit_report"] = report.digest
-        proof, home = logit_report.read_logit_report(report.open()), job.config.cluster.home_of(run_dir.name)
-        origins = run.Origins(model.uri, data.uri)
-        inputs = run.RunInputs(model.open(), data.open(), proof, run_dir, home=home, origins=origins)
-        heads.run_heads(job, inputs, out, group_factory=ray_backend.RayGroup, progress=shown.tell)
-    return checkpoint
+def _train(given: Given, job: HeadsJob) -> CheckpointFolder:
+    return train_recipe(heads.NAME, heads.run_heads, job=job, given=given, code=code_version(__name__, "_train", __file__))
 
 
 @dynamic(cache=CACHED, container_image=CPU_IMAGE, requests=SMALL, retries=RETRIES)
-def train_heads(model: ModelArtifact, data: Dataset, report: LogitReport, job: HeadsJob) -> Checkpoint:
+def train_heads(
+    model: ModelArtifact, data: Dataset, report: LogitReport, job: HeadsJob, resume_from: Checkpoint | None = None
+) -> Checkpoint:
     """Size the cluster from the job; an override in a static workflow would be lost."""
-    cluster = placed(job.shape)
+    cluster, given = placed(job.shape), {"model": model, "report": report, "job": job, "resume_from": resume_from}
     if not job.config.data.tokenize_first:
-        return train_heads_on_ray(model=model, data=data, report=report, job=job).with_overrides(**cluster)
+        return train_heads_on_ray(data=data, **given).with_overrides(**cluster)
     tokens = tokenize(data=data, tokenizer=take_tokenizer(model=model), config=job.config.data.chat)
-    return train_heads_tokens_on_ray(model=model, tokens=tokens, report=report, job=job).with_overrides(**cluster)
+    return train_heads_tokens_on_ray(tokens=tokens, **given).with_overrides(**cluster)

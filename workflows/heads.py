@@ -45,6 +45,7 @@ def heads(  # noqa: PLR0913 - a workflow's inputs are its form in the console
     eval_rows: RowsConfig = ROWS,
     evaluation: HeadsEvalConfig = DEFAULT_EVALUATION,
     vocabulary: VocabularyConfig = NO_TOKENS,
+    resume_from: Checkpoint | None = None,
 ) -> HeadsOutputs:
     """Train outputs beside or in place of the next token, and compare them with those that training began with.
 
@@ -62,6 +63,7 @@ def heads(  # noqa: PLR0913 - a workflow's inputs are its form in the console
         eval_rows: how those of `eval_data` are read.
         evaluation: how many rows the heads are scored on.
         vocabulary: tokens that the model gets before it is trained.
+        resume_from: a checkpoint of an earlier run, of this model, data and heads, whose training goes on.
     """
     size = {"steps": steps, "sequence_length": sequence_length, "nodes": nodes, "gpus_per_node": gpus_per_node}
     read = {"train_rows": train_rows, "eval_rows": eval_rows}
@@ -71,7 +73,7 @@ def heads(  # noqa: PLR0913 - a workflow's inputs are its form in the console
     prepared = prepare_model(source=stamp_model(source=model), vocabulary=vocabulary)
     proof = verify_model(model=prepared)
     before = score_heads(model=prepared, data=held_out, job=checked.scoring, config=evaluation)
-    checkpoint = train_heads(model=prepared, data=rows, report=proof, job=checked.job)
+    checkpoint = train_heads(model=prepared, data=rows, report=proof, job=checked.job, resume_from=resume_from)
     trained = export_model(checkpoint=checkpoint)
     after = score_heads(model=trained, data=held_out, job=checked.scoring, config=evaluation)
     report = summarize_heads(checkpoint=checkpoint, before=before, after=after)

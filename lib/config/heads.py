@@ -41,6 +41,12 @@ class HeadConfig(Frozen):
         return self.per == "token" or self.kind == "lm"
 
     @property
+    def definition(self) -> str:
+        """What its outputs are; weights of one definition fit another head of the same."""
+        labels = f" of {list(self.labels)}" if self.labels else ""
+        return f"{self.kind} by {'token' if self.by_token else 'document'}{labels}"
+
+    @property
     def trained_by(self) -> Loss:
         return self.loss or ("squared_error" if self.kind == "scalar" else "cross_entropy")
 

@@ -142,9 +142,10 @@ def matching_weights(saved: SavedHeads, config: HeadsConfig, folder: Path) -> di
                 f"{folder}: has a head {head.name!r}, the run has {sorted(wanted)}; name it too, or delete the folder "
                 "heads/ there to start without"
             )
-        if (ours.kind, ours.labels, ours.by_token) != (head.kind, head.labels, head.by_token):
+        if ours.definition != head.definition:
             raise ModelError(
-                f"{folder}: its head {head.name!r} is {head!r}, the run has {ours!r}; give one of them another name"
+                f"{folder}: its head {head.name!r} is {head.definition}, in the run it is {ours.definition}; give the run's "
+                "another name"
             )
     return dict(saved.weights)
 

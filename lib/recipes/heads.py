@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from lib.cluster.group import GroupFactory, Worker, dispatch
+from lib.config.heads import HeadsConfig
 from lib.config.recipes import HeadsJob
-from lib.core.artifact import Staged
-from lib.core.errors import ConfigError
+from lib.core.artifact import Staged, read_manifest
+from lib.core.errors import ConfigError, ModelError
 from lib.core.manifest import Json
 from lib.data.examples import labelled_kind
 from lib.data.feed import ChatFeed
@@ -28,7 +29,7 @@ from lib.train.handover import EXPORT, hand_over
 from lib.train.heads import HeadsObjective, heads_micro_batch
 from lib.train.lock import worker_lock
 from lib.train.loop import begin, data_place, open_feed, run_steps
-from lib.train.model_folder import export_dtype, load_heads_module, write_heads_module
+from lib.train.model_folder import WEIGHTS, export_dtype, load_heads_module, write_heads_module
 from lib.train.optim import build_optimizer
 from lib.train.run import RunInputs, run_training
 from lib.train.step import Training
@@ -82,11 +83,13 @@ def run_heads(job: HeadsJob, inputs: RunInputs, out: Staged, *, group_factory: G
 
     Raises:
         ConfigError: the model can't have such heads, or lacks what LoRA shall adapt.
-        ModelError: it has a head that the job lacks, or has for other outputs.
+        ModelError: it, or the checkpoint that the run begins with, has a head that the job lacks or has for other outputs.
         DataError: the data set holds other examples.
         And what `run_training` raises.
     """
     num_weights = _num_trained(job, inputs.model_dir)
+    if inputs.resume_from is not None:
+        _check_same_heads(inputs.resume_from, job.config.outputs)
     kind = labelled_kind(inputs.data_dir)
     run_training(NAME, HeadsWorker, job, inputs, out, kind=kind, group_factory=group_factory, progress=progress)
     out.counts.update(trained_parameters=num_weights)
@@ -115,3 +118,20 @@ def _num_trained(job: HeadsJob, model_dir: Path) -> int:
         matching_weights(saved, heads, model_dir)
     of_heads = sum(head.num_outputs for head in heads.outputs) * spec.hidden_size
     return num_trained(headed_spec(spec, heads), job.config.model.lora) + of_heads
+
+
+def _check_same_heads(checkpoint: Path, config: HeadsConfig) -> None:
+    """Refuses a checkpoint of other heads, whose weights might fit all the same; `run_training` refuses what is none."""
+    if read_manifest(checkpoint).kind != "checkpoint":
+        return
+    saved = read_heads(checkpoint / WEIGHTS)
+    found, wanted = (
+        {head.name: f"{head.definition} with {head.trained_by}" for head in heads}
+        for heads in (saved.config.heads if saved else (), config.heads)
+    )
+    if other := sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)):
+        name = other[0]
+        raise ModelError(
+            f"{checkpoint}: in resume_from the head {name!r} is {found.get(name, 'not there')}, in this run "
+            f"{wanted.get(name, 'not there')}; give config.heads as they were, or begin with the earlier run's model as `model`"
+        )

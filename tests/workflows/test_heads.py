@@ -139,6 +139,15 @@ def test_only_what_an_input_touches_runs_again(outputs: Any, inputs: dict[str, A
     ]
 
 
+def test_the_training_of_a_checkpoint_goes_on(outputs: Any, inputs: dict[str, Any]) -> None:
+    """Two more steps: a run of its own, which has the figures of the first and names the checkpoint that it began with."""
+    begun = outputs.checkpoint.open()
+    onward = heads(**{**inputs, "steps": STEPS + 2, "resume_from": outputs.checkpoint}).checkpoint.open()
+    before, after = ((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for folder in (begun, onward))
+    assert after[:STEPS] == before and len(after) == STEPS + 2
+    assert verify(onward, "checkpoint").lineage["resume_from"] == read_manifest(begun).digest
+
+
 def test_a_label_that_no_head_has_stops_the_run_at_the_door(
     outputs: Any, inputs: dict[str, Any], ledger: Path, tmp_path: Path
 ) -> None:

@@ -174,7 +174,7 @@ def test_no_head_of_a_folder_is_lost_in_silence(tmp_path: Path) -> None:
     out = save(headed(source, config(*MANY)), source, tmp_path / "out")
     with pytest.raises(ModelError, match=r"has a head 'topic'.*name it too"):
         headed(out, config(*(head for head in MANY if head != CLASSES)))
-    with pytest.raises(ModelError, match="give one of them another name"):
+    with pytest.raises(ModelError, match="give the run's another name"):
         headed(out, config(*(head if head != CLASSES else {**CLASSES, "labels": ["a", "b"]} for head in MANY)))
     (out / "heads" / "heads.safetensors").unlink()
     with pytest.raises(ModelError, match="not a readable safetensors file"):

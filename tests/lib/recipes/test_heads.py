@@ -96,7 +96,7 @@ def train(
     inputs: Inputs, data: Path, settings: HeadsJob, root: Path, *, run: str = "run", name: str = "checkpoint"
 ) -> Manifest:
     factory = IN_PROCESS if settings.shape.num_ranks == 1 else LocalGroup
-    given = RunInputs(inputs.model, data, inputs.report, root / run)
+    given = RunInputs(inputs.model, data, inputs.report, root / run, inputs.resume_from)
     with stage_artifact(root / name, "checkpoint") as staged:
         run_heads(settings, given, staged, group_factory=factory, progress=Shown())
     return read_manifest(root / name)
