@@ -30,6 +30,7 @@ from lib.models.layers.lora import AdaptedLinear
 from lib.models.verify_fallback import verify_folder
 from lib.tokens.tokenizer import Tokenizer
 from lib.train.fallback import FallbackLossModule
+from tests.lib.models.batches import packed
 from tests.lib.models.checkpoints import family_model
 from tests.tiny import VOCAB_SIZE, tiny_tokenizer
 
@@ -79,6 +80,20 @@ def test_a_model_without_family_is_admitted_by_its_documents(folders: dict[str, 
     assert report.passed, report.problems
     assert report.family == "transformers" and report.packed_diff <= 1e-5
     assert bool(report.packing_problem) == (kind not in PACKS), report.packing_problem
+
+
+@pytest.mark.parametrize(("rows", "dim"), [([[5], [3]], 2), ([[5, 2], [3]], 4)], ids=["padded", "packed"])
+def test_nothing_about_documents_is_left_to_guess(folders: dict[str, Path], rows: list[list[int]], dim: int) -> None:
+    """[B1] A mask and positions go with every batch, and no cache, which takes the place of documents found by positions."""
+    model, given = load_fallback(folders["phi"]), list[dict[str, Any]]()
+    model.model.register_forward_pre_hook(lambda module, args, kwargs: given.append(kwargs), with_kwargs=True)
+    token_ids, positions, layout = packed(rows, 8, VOCAB_SIZE)
+    model(token_ids, positions, layout)
+    (kwargs,) = given
+    assert kwargs["use_cache"] is False and torch.equal(kwargs["position_ids"], positions)
+    mask, ids = kwargs["attention_mask"], layout.document_ids_BT
+    sees = (ids[:, :, None] == ids[:, None, :]).tril()
+    assert mask.dim() == dim and torch.equal(mask.bool() if dim == 2 else mask[:, 0] == 0, ids >= 0 if dim == 2 else sees)
 
 
 @pytest.mark.parametrize("kind", SIZES)
@@ -140,6 +155,9 @@ def test_windows_are_why_packing_is_not_proven(folders: dict[str, Path], tmp_pat
     assert compare_documents(model, documents, packed=False)[0] <= 1e-5
     assert compare_documents(model, documents, packed=True)[0] > 1e-3
     assert "positions" in packing_problem(folders["bloom"])
+    values = read_json(folders["phi"] / "config.json")
+    (tmp_path / "config.json").write_text(json.dumps(values | {"layer_types": ["full_attention", "linear_attention"]}))
+    assert "layer_types" in packing_problem(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["phi", "cohere"])
@@ -164,6 +182,20 @@ def test_the_loss_and_gradients_are_those_of_transformers(folders: dict[str, Pat
     for (name, ours), theirs in zip(module.decoder.model.named_parameters(), reference.parameters()):
         assert ours.grad is not None and theirs.grad is not None
         assert (ours.grad - theirs.grad).abs().max() <= 1e-5 * theirs.grad.abs().max().clamp(min=1.0), name
+
+
+@torch.no_grad()
+def test_the_loss_of_each_token_is_multiplied_by_its_weight(folders: dict[str, Path]) -> None:
+    """[C1] Where rows weigh their turns; what stands where there is no label is not read."""
+    module = FallbackLossModule.load(folders["phi"], torch.device("cpu"))
+    token_ids, positions, layout = packed([[9], [6]], 10, VOCAB_SIZE)
+    labels = torch.where(layout.document_ids_BT >= 0, token_ids.roll(-1, 1), IGNORE_INDEX)
+    weights = torch.rand(2, 10, generator=torch.Generator().manual_seed(1)).where(labels != IGNORE_INDEX, torch.nan)
+    total, _ = module(token_ids, positions, labels, layout, weights)
+    kept = labels != IGNORE_INDEX
+    logprobs = module.decoder(token_ids, positions, layout)[kept].double().log_softmax(-1)
+    expected = -(logprobs.gather(-1, labels[kept][:, None])[:, 0] * weights[kept]).sum()
+    assert float(total) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_bfloat16_weights_come_back_bit_for_bit(tmp_path: Path) -> None:

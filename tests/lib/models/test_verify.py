@@ -13,7 +13,7 @@ from lib.core.artifact import stage_artifact, verify
 from lib.core.errors import ArtifactCorruptError, ModelError
 from lib.models.families import FAMILIES
 from lib.models.logit_report import LogitReport, read_logit_report, write_logit_report
-from lib.models.verify import build_logit_report, compare_random, greatest
+from lib.models.verify import build_logit_report, compare_checkpoint, compare_random, greatest
 from lib.models.verify_configs import random_case
 from tests.gate import __main__ as gate
 from tests.lib.models.checkpoints import family_model
@@ -148,6 +148,12 @@ def test_a_sequence_classifier_is_verified_by_what_its_head_sees(family: str, tm
     assert report.checkpoint.own_dtype_error > 0
     with planted({"llama": "mlp: gelu", "gemma3_text": "norm: offset left out", "gpt_oss": "sinks: sign"}[family]) as fresh:
         assert fresh.compare_checkpoint(tmp_path / "model", 0).problems()
+
+
+def test_layers_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """[D5] Layer 10 after 9 and not after 1; a round trip alone, which goes both ways, would not tell."""
+    result = compare_checkpoint(family_model(tmp_path, "qwen3", num_hidden_layers=12, hidden_size=32, head_dim=8), 0)
+    assert not result.problems()
 
 
 def test_an_unknown_model_is_an_error_not_a_report(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from lib.evals.heads import HeadsReport, write_heads_report
 from lib.evals.heads_page import evaluation_metrics, write_heads_page
 from lib.models.admit import admit_model
 from lib.models.head_io import read_heads
+from lib.models.verify import build_logit_report
 from lib.recipes.evaluate_heads import HeadsEvalWorker, run_heads_evaluation
 from lib.recipes.heads import run_heads
 from lib.tokens.chat import ChatEncoder
@@ -268,6 +269,13 @@ def test_a_head_alone_becomes_transformers_classifier_of_the_same_score(
             losses.append(-float(logits.log_softmax(-1)[head["labels"].index(label)]))
     assert found.heads[0].num_targets == len(losses) == 12
     assert found.loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    with stage_artifact(tmp_path / "classifier", "model") as staged:
+        admit_model(folder, staged)
+    digest = read_manifest(tmp_path / "classifier").digest
+    report = build_logit_report(tmp_path / "classifier", num_configs=0).model_copy(update={"model_digest": digest})
+    further = Inputs(tmp_path / "classifier", inputs.data, report)
+    train(further, tmp_path / "data", heads_job(heads=[head], steps=8), tmp_path, run="again", name="further")
+    assert score(tmp_path / "further/hf", tmp_path / "data", settings).loss < found.loss, "it is trained further"
 
 
 @pytest.mark.parametrize(
