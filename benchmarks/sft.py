@@ -34,6 +34,7 @@ from lib.models.verify import build_logit_report
 from lib.recipes.sft import run_sft
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
+from lib.train.compact_ids import expand_ids
 from lib.train.meters import METRICS_NAME, TIMINGS_NAME, read_rows
 from lib.train.optim import learning_rate_at
 from lib.train.run import RunInputs
@@ -85,7 +86,7 @@ def run_ours(root: Path, name: str, job: SftJob) -> dict[str, Any]:
     metrics, timings = read_rows(run_dir / METRICS_NAME), read_rows(run_dir / TIMINGS_NAME)
     return {
         "losses": [row["loss"] for row in metrics],
-        "sample_ids": [row["sample_ids"] for row in metrics],
+        "sample_ids": [expand_ids(row["samples"]) for row in metrics],
         "seconds": [row["seconds"] for row in timings],
     }
 

@@ -37,5 +37,5 @@ class Journal:
         )
         speed = self._meter.step_done(step=report.step, num_tokens=report.num_tokens, flops=flops, times=times)
         self._timings.write({"step": report.step, **speed})
-        del row["sample_ids"]
+        del row["samples"]
         self._worker.emit({"kind": "step", "steps": self._steps, **row, **speed, "figures": list(report.figures)})

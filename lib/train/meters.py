@@ -17,6 +17,7 @@ import torch
 from lib.core.errors import ArtifactCorruptError, InfraError
 from lib.core.manifest import Json, canonical_json
 from lib.parallel.devices import known_device
+from lib.train.compact_ids import compact_ids
 from lib.train.times import StepTimes, times_summary
 
 METRICS_NAME = "metrics.jsonl"
@@ -42,7 +43,7 @@ class StepReport:
     num_slots: int
     """Tokens and padding."""
     sample_ids: tuple[str, ...]
-    """Of the step's samples, rank by rank."""
+    """Of the step's samples."""
     figures: Mapping[str, float]
     """Name -> what else the recipe says of a step."""
 
@@ -97,8 +98,9 @@ def read_rows(path: Path) -> list[Json]:
 
 
 def report_row(report: StepReport) -> Json:
-    row: Json = {**asdict(report), "sample_ids": list(report.sample_ids), **report.figures}
-    del row["figures"]
+    """A line of metrics.jsonl; the same on any number of ranks, but for rounding."""
+    row: Json = {**asdict(report), "samples": compact_ids(report.sample_ids), **report.figures}
+    del row["sample_ids"], row["figures"]
     return row
 
 

@@ -232,7 +232,7 @@ def _fill(out: Staged, job: TrainJob, shelf: Shelf, result: Json) -> tuple[Packi
         out.known_sha256[entry.path] = entry.sha256
         if entry.path.startswith(f"{WEIGHTS}/") and entry.path.endswith(".safetensors"):
             weights[entry.path.removeprefix(f"{WEIGHTS}/")] = entry.sha256
-    curves = {key: [row[key] for row in rows] for key in rows[0] if key != "sample_ids"}
+    curves = {key: [row[key] for row in rows] for key in rows[0] if key != "samples"}
     packing = packing_report(merge_states([values["data"] for values in read_values(StoredFolder(state))]))
     shown = {key: value for key, value in result.items() if key != "restarts"}
     train_report = {"curves": curves, "packing": packing.to_json(), **shown}

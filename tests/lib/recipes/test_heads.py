@@ -34,6 +34,7 @@ from lib.recipes.evaluate_heads import HeadsEvalWorker, run_heads_evaluation
 from lib.recipes.heads import run_heads
 from lib.tokens.chat import ChatEncoder
 from lib.tokens.tokenizer import Tokenizer
+from lib.train.compact_ids import expand_ids
 from lib.train.run import RunInputs
 from tests.lib.models.test_hf_fallback import fallback_model
 from tests.lib.recipes.conftest import IN_PROCESS, Inputs, Shown, job, metrics
@@ -122,7 +123,7 @@ def test_every_head_is_trained_and_reported(trained: Path, inputs: Inputs) -> No
     for row in rows:
         parts = [head.get("weight", 1.0) * row[f"loss/{head['name']}"] for head in HEADS]
         assert row["loss"] == pytest.approx(sum(parts), rel=1e-6)
-        assert row["targets/text"] == row["num_targets"] > row["targets/topic"] == len(row["sample_ids"])
+        assert row["targets/text"] == row["num_targets"] > row["targets/topic"] == len(expand_ids(row["samples"]))
         assert 0 < row["targets/reward"] < row["targets/topic"]
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert 0 <= rows[0]["accuracy/text"] <= 1 and "accuracy/reward" not in rows[0]
@@ -155,7 +156,7 @@ def test_ranks_and_micro_batches_change_nothing(trained: Path, inputs: Inputs, l
     for name, settings in changed.items():
         train(inputs, labelled.data, settings, tmp_path, run=f"run-{name}", name=name)
         for found, row in zip(metrics(tmp_path / name), expected, strict=True):
-            assert sorted(found.pop("sample_ids")) == sorted(row["sample_ids"])
+            assert found.pop("samples") == row["samples"]
             assert found == pytest.approx({key: row[key] for key in found}, rel=1e-5, abs=1e-5)
 
 

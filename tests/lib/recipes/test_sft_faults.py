@@ -11,6 +11,7 @@ from lib.core.errors import NonFiniteLossError
 from lib.core.manifest import Manifest
 from lib.train import loop
 from lib.train.meters import StepReport
+from lib.train.samples import samples_of_step
 from lib.train.step import Training
 from tests.lib.recipes.conftest import Inputs, job, metrics, train
 
@@ -36,7 +37,7 @@ def test_a_loss_that_stops_being_finite_costs_no_step_before_it(
     with monkeypatch.context() as patch, pytest.raises(NonFiniteLossError, match="step 4: loss nan") as caught:
         patch.setattr(loop, "train_step", struck)
         train(inputs, job(), tmp_path)
-    assert set(re.findall(r"row-\d+", str(caught.value))) == set(metrics(uninterrupted[0] / "checkpoint")[3]["sample_ids"])
+    assert set(re.findall(r"row-\d+", str(caught.value))) == set(samples_of_step(uninterrupted[0] / "checkpoint", 4))
     assert metrics(tmp_path / "run") == metrics(uninterrupted[0] / "checkpoint")[:3]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     assert train(inputs, job(), tmp_path).digest == uninterrupted[1].digest
