@@ -179,6 +179,20 @@ def test_without_a_fault_nothing_is_rejected() -> None:
     assert not any(result.problems() for result in results)
 
 
+def test_rounding_that_is_coarser_than_transformers_own_is_rejected(tmp_path: Path) -> None:
+    """[C8, D9] In the dtype of the checkpoint: hidden states with 3 bits in place of bfloat16's 8, and nothing in float32."""
+    folder = family_model(tmp_path, "llama")
+    assert not compare_checkpoint(folder, 0).problems()
+    rounded = "x_BTD if x_BTD.dtype == torch.float32 else x_BTD.to(torch.float8_e5m2).to(x_BTD.dtype)"
+    MUTANTS["coarse"] = ("llama", "decoder", "self.norm(x_BTD)", f"self.norm({rounded})")
+    try:
+        with planted("coarse") as fresh:
+            (problem,) = fresh.compare_checkpoint(folder, 0).problems()
+    finally:
+        del MUTANTS["coarse"]
+    assert "rounding" in problem
+
+
 @pytest.mark.parametrize("values", [[float("nan"), 1e-6], [1e-6, float("nan")], [1e-6, float("nan"), 2e-6]])
 def test_a_difference_that_is_not_a_number_is_never_dropped(values: list[float]) -> None:
     """[D9] A NaN gradient of any one tensor must reach the verdict, wherever it stands."""
