@@ -71,8 +71,12 @@ def _with_integers(value: Any) -> Any:
 
 def explain(error: ValidationError, where: str) -> str:
     """One line a problem: path, what is wrong, the value found."""
-    lines = [f"{where}: {error.error_count()} problem(s) in the configuration"]
-    for problem in error.errors():
+    problems = error.errors()
+    # A list is also called too short where its only fault is that items in it are wrong.
+    inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    problems = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in inner]
+    lines = [f"{where}: {len(problems)} problem(s) in the configuration"]
+    for problem in problems:
         path = ".".join(str(part) for part in problem["loc"]) or "(top level)"
         found = "" if problem["type"] in {"missing", "extra_forbidden"} else f"; found {problem['input']!r}"
         advice = "; no such key, check the spelling" if problem["type"] == "extra_forbidden" else ""

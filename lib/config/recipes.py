@@ -1,6 +1,6 @@
 """The whole configuration of a recipe, and the job it becomes once the plain inputs are added."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -19,6 +19,13 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+_NO_CONTEXT = (
+    "and a row of tokens can't be split over ranks: attention would need keys and values of other ranks. Leave it out; for "
+    "rows that don't fit, set model.activation_checkpointing, a smaller model.loss_chunk_tokens and "
+    "train.rows_per_micro_batch: 1, or have several ranks compute each layer: parallel.tensor"
+)
+
+
 class RecipeConfig(Frozen):
     """What every training recipe is told, beside the knobs that are plain inputs of the workflow."""
 
@@ -29,6 +36,21 @@ class RecipeConfig(Frozen):
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> Self:
+        """What no model can be; what the sizes of one say is asked where it is known (lib/parallel/plan.py)."""
+        parallel, model = self.parallel, self.model
+        if parallel.context != 1:
+            raise ValueError(f"parallel.context is {parallel.context}, {_NO_CONTEXT}")
+        asked = f"parallel.tensor is {parallel.tensor}"
+        if parallel.tensor > 1 and parallel.expert > 1:
+            raise ValueError(f"{asked} and expert is {parallel.expert}, and experts are either dealt out or cut; leave one out")
+        if parallel.tensor > 1 and model.lora and model.lora.dropout:
+            raise ValueError(f"{asked}, under which adapters have no dropout; set model.lora.dropout to 0, or leave it out")
+        if parallel.tensor > 1 and model.compile != "none":
+            raise ValueError(f"{asked}, under which layers are not compiled; leave out model.compile, or tensor")
+        return self
 
 
 class SftConfig(RecipeConfig):

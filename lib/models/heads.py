@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from lib.config.heads import HeadsConfig
-from lib.core.errors import ConfigError
 from lib.core.seeding import derive_seed
 from lib.models.decoder import Decoder
 from lib.models.layers.documents import DocumentLayout
 from lib.models.spec import DecoderSpec
+
+SUFFIX = "_head"
+"""Of the names of heads as modules."""
 
 
 class OutputHead(nn.Module):
@@ -33,11 +35,15 @@ class HeadedDecoder(nn.Module):
 
     def __init__(self, spec: DecoderSpec, config: HeadsConfig) -> None:
         super().__init__()
-        if taken := [head.name for head in config.outputs if hasattr(nn.ModuleDict, head.name)]:
-            raise ConfigError(f"a head can't be called {taken[0]!r}, which is a name of torch's own; choose another")
         self.config = config
         self.decoder = Decoder(headed_spec(spec, config))
-        self.heads = nn.ModuleDict({head.name: OutputHead(spec.hidden_size, head.num_outputs) for head in config.outputs})
+        heads = {head.name: OutputHead(spec.hidden_size, head.num_outputs) for head in config.outputs}
+        # So that a head may have a name of torch's own, such as "type", or one by which a plan cuts weights, such as "norm".
+        self.heads = nn.ModuleDict({f"{name}{SUFFIX}": head for name, head in heads.items()})
+
+    def by_name(self) -> dict[str, OutputHead]:
+        """Each head but the language model's."""
+        return {name.removesuffix(SUFFIX): head for name, head in self.heads.items() if isinstance(head, OutputHead)}
 
     def outputs(self, hidden_BTD: torch.Tensor, layout: DocumentLayout) -> dict[str, torch.Tensor]:
         """Output of each head but the language model's, from the decoder's hidden states.
@@ -46,7 +52,8 @@ class HeadedDecoder(nn.Module):
             token, without meaning on padding.
         """
         last_ND = last_tokens(hidden_BTD, layout)
-        return {head.name: self.heads[head.name](hidden_BTD if head.by_token else last_ND) for head in self.config.outputs}
+        heads = self.by_name()
+        return {head.name: heads[head.name](hidden_BTD if head.by_token else last_ND) for head in self.config.outputs}
 
     def forward(
         self, token_ids_BT: torch.Tensor, positions_BT: torch.Tensor, layout: DocumentLayout

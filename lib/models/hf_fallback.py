@@ -81,9 +81,10 @@ def check_fallback(folder: Path) -> DecoderSpec:
         raise ModelError(f"{folder / 'config.json'}: {NO_REMOTE_CODE}")
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(kind))
     if known is None or architectures != [known]:
+        theirs = f"has {known} for it" if known else "knows no causal language model of this type"
         raise ModelError(
             f"{folder}: model_type {kind!r} with architectures {architectures!r} is of no family here, and the installed "
-            f"transformers has {known!r} for it; give a causal language model"
+            f"transformers {theirs}; give another model, or see docs/add-a-model.md"
         )
     if config.get("quantization_config") or config.get("is_encoder_decoder"):
         raise ModelError(f"{folder}: quantised weights and encoder-decoders are not trained; give a decoder with float weights")

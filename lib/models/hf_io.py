@@ -135,7 +135,7 @@ class CheckpointReader:
         except (SafetensorError, OSError) as error:
             if is_transient(error):
                 raise
-            raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+            raise ModelError(f"{path}: not a readable safetensors file: {error}; copy it again, whole") from error
 
     def _check_index(self) -> None:
         if not (self.folder / INDEX_FILE).is_file():

@@ -106,7 +106,7 @@ def load_heads(module: nn.Module, folder: Path, *, seed: int) -> None:
     headed = _headed(module)
     saved = read_heads(folder)
     weights = matching_weights(saved, headed.config, folder) if saved else {}
-    for name, head in headed.heads.items():
+    for name, head in headed.by_name().items():
         parameter = head.get_parameter("weight")
         num_outputs, hidden_size = parameter.shape
         whole = weights[name] if name in weights else initial_weight(name, num_outputs, hidden_size, seed)
@@ -117,7 +117,7 @@ def load_heads(module: nn.Module, folder: Path, *, seed: int) -> None:
 def full_heads(module: nn.Module) -> dict[str, torch.Tensor]:
     """Name -> whole float32 weight [O, D] of each output head; every rank must call it."""
     reshard(module)
-    return {name: whole(head.get_parameter("weight")) for name, head in _headed(module).heads.items()}
+    return {name: whole(head.get_parameter("weight")) for name, head in _headed(module).by_name().items()}
 
 
 def _headed(module: nn.Module) -> HeadedDecoder:

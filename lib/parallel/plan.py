@@ -51,41 +51,26 @@ def part_of(name: str, spec: DecoderSpec) -> Part:
     return next((part for pattern, part in PLAN.items() if re.fullmatch(pattern, name)), Part.WHOLE)
 
 
-_NO_CONTEXT = (
-    "and a row of tokens can't be split over ranks: attention would need keys and values of other ranks. Leave it out; for "
-    "rows that don't fit, set config.model.activation_checkpointing, a smaller config.model.loss_chunk_tokens and "
-    "config.train.rows_per_micro_batch: 1, or have several ranks compute each layer: config.parallel.tensor"
-)
-
-
 def check_plan(parallel: ParallelConfig, num_ranks: int, *, spec: DecoderSpec | None, model: ModelConfig) -> None:
-    """Refuse sizes that a model can't be cut into.
+    """Refuse sizes that a model can't be cut into; what no model can be, its configuration refuses.
 
     Args:
         spec: of the model; None where it is of no family here.
     Raises:
         ConfigError: names the size, the number of the model that doesn't fit, and the remedy.
     """
-    if parallel.context != 1:
-        raise ConfigError(f"config.parallel.context is {parallel.context}, {_NO_CONTEXT}")
     if spec is None and model.compile != "none":
         raise ConfigError("config.model.compile is 'layer', but the model is of no family here; leave it out")
     if parallel.expert > 1:
         _check_experts(parallel.expert, parallel.sizes(num_ranks)["shard"], spec)
     if parallel.tensor > 1:
-        _check_layers(parallel, spec, model)
+        _check_layers(parallel, spec)
 
 
-def _check_layers(parallel: ParallelConfig, spec: DecoderSpec | None, model: ModelConfig) -> None:
+def _check_layers(parallel: ParallelConfig, spec: DecoderSpec | None) -> None:
     asked = f"config.parallel.tensor is {parallel.tensor}"
     if spec is None:
         raise ConfigError(f"{asked}, but the model is of no family here; leave it out, and the ranks shard the weights")
-    if parallel.expert > 1:
-        raise ConfigError(f"{asked} and expert is {parallel.expert}, and experts are either dealt out or cut; leave one out")
-    if model.lora and model.lora.dropout:
-        raise ConfigError(f"{asked}, under which adapters have no dropout; set config.model.lora.dropout to 0, or leave it out")
-    if model.compile != "none":
-        raise ConfigError(f"{asked}, under which layers are not compiled; leave out config.model.compile, or tensor")
     for what, number in _cut_numbers(spec).items():
         if number % parallel.tensor:
             raise ConfigError(f"{asked}, which doesn't divide the model's {number} {what}; choose a divisor, or leave it out")

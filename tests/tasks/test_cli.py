@@ -11,13 +11,20 @@ from flytekit.clis.sdk_in_container.pyflyte import main
 WORKFLOW = """
 from flytekit import task, workflow
 from lib.config.recipes import SftConfig
+from tasks.artifacts import Checkpoint
 from tasks.sources import RawData
 DEFAULT = SftConfig()
 @task
 def show(learning_rate: float, steps: int, config: SftConfig, data: RawData) -> str:
     return f"RATE={learning_rate} STEPS={steps} EPSILON={config.optim.epsilon} PACKS={config.data.open_packs}"
 @workflow
-def wf(data: RawData, learning_rate: float = 1e-4, steps: int = 100, config: SftConfig = DEFAULT) -> str:
+def wf(
+    data: RawData,
+    learning_rate: float = 1e-4,
+    steps: int = 100,
+    config: SftConfig = DEFAULT,
+    begun: Checkpoint | None = None,
+) -> str:
     return show(learning_rate=learning_rate, steps=steps, config=config, data=data)
 """
 INPUTS = "data: rows.jsonl\nlearning_rate: 1e-5\nsteps: 7\nconfig:\n  optim: {epsilon: 1e-7}\n"
@@ -65,6 +72,7 @@ WRONG = {
     "key given twice": (INPUTS + "steps: 8\n", "'steps' is given twice"),
     "contradiction": (INPUTS.replace("{epsilon: 1e-7}", "{beta1: 0.99, beta2: 0.9}"), "beta1"),
     "no such file": (INPUTS.replace("rows.jsonl", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
+    "no such optional artifact": (INPUTS + "begun: .\n", "so not an artifact of Postflyte"),
     "not a mapping": ("- 1\n", "expected a mapping"),
     "not YAML": ("a: [1\n", "inputs.yaml"),
 }

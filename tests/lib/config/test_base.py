@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from lib.config.base import Frozen, Number, read_yaml
+from lib.config.heads import HeadsConfig
 from lib.config.recipes import HeadsJob, SftConfig, SftJob
 from lib.core.errors import ConfigError
 
@@ -168,6 +169,17 @@ def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigError, match="2 problem") as refused:
         _Pair.parse({"left": "x", "right": "y"}, where="pair.yaml")
     assert "left" in str(refused.value) and "right" in str(refused.value)
+
+
+def test_a_list_with_a_wrong_item_has_one_problem() -> None:
+    """It isn't too short too, for which an empty one is refused."""
+    heads = {"wrong": [{"name": "a", "kind": "scalar"}, {"name": "b", "kind": "none"}], "empty": []}
+    for found, words in (
+        ("wrong", r": 1 problem.*\n  heads\.1\.kind: "),
+        ("empty", r": 1 problem.*\n  heads: Tuple should have"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            HeadsConfig.parse({"heads": heads[found]}, where="heads")
 
 
 def test_a_home_for_checkpoints_is_an_address_and_only_training_does_without_a_shared_disk() -> None:

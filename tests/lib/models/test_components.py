@@ -40,7 +40,7 @@ def test_every_family_has_the_same_names(tmp_path: Path, family: str) -> None:
     assert find(model, "Norm").keys() == norms
     assert list(find(model, "Head")) == ["head"]
     config = HeadsConfig.parse({"heads": [{"name": "a", "kind": "scalar"}, {"name": "text", "kind": "lm"}]}, where="test")
-    assert list(find(HeadedDecoder(spec, config), "Head")) == ["decoder.head", "heads.a"]
+    assert list(find(HeadedDecoder(spec, config), "Head")) == ["decoder.head", "heads.a_head"]
 
 
 class OwnNorm(nn.Module):

@@ -19,6 +19,7 @@ from lib.models.heads import HeadedDecoder
 from lib.models.hf_io import read_json, read_spec
 from lib.models.layers.documents import DocumentLayout
 from lib.parallel.load import full_heads, full_tensors, load_heads, load_sharded
+from lib.parallel.plan import Part, part_of
 from tests.lib.models.batches import packed
 from tests.lib.models.checkpoints import family_model
 from tests.tiny import VOCAB_SIZE
@@ -202,6 +203,10 @@ def test_heads_that_contradict_themselves_are_refused(heads: list[dict[str, Any]
         config(*heads)
 
 
-def test_a_name_of_torchs_own_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="can't be called 'type'"):
-        HeadedDecoder(read_spec(family_model(tmp_path, "llama"))[1], config({**SCALAR, "name": "type"}))
+@pytest.mark.parametrize("name", ["type", "keys", "train", "norm", "head"])
+def test_a_head_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """One of torch's own too, and one by which weights of the decoder are cut over ranks, as no head is."""
+    headed = HeadedDecoder(read_spec(family_model(tmp_path, "llama"))[1], config({**SCALAR, "name": name}))
+    assert list(headed.by_name()) == [name]
+    ((key, _),) = headed.heads.named_parameters("headed.heads")
+    assert part_of(key, headed.decoder.spec) == Part.WHOLE

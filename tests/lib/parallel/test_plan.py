@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from lib.config.model import LoraConfig, ModelConfig
+from lib.config.model import ModelConfig
 from lib.config.parallel import ParallelConfig
+from lib.config.recipes import SftConfig
 from lib.core.errors import ConfigError
 from lib.models.spec import DecoderSpec, MoeSpec, Rope
 from lib.models.weights import parameter_shapes
@@ -27,7 +28,6 @@ MODEL = ModelConfig()
         ({"tensor": 2}, replace(DENSE, intermediate_size=33), r"33 features of an MLP \(intermediate_size\)"),
         ({"tensor": 2}, replace(DENSE, moe=MoeSpec((1,), 4, 2, 7, "softmax")), "7 features of an expert"),
         ({"tensor": 3}, replace(DENSE, num_heads=6, num_kv_heads=3, intermediate_size=9), "128 rows of the vocabulary"),
-        ({"tensor": 2, "expert": 2}, EXPERTS, "expert is 2, and experts are either dealt out or cut; leave one out"),
     ],
 )
 def test_layers_that_cannot_be_cut_are_refused(parallel: dict[str, int], spec: DecoderSpec | None, message: str) -> None:
@@ -35,30 +35,31 @@ def test_layers_that_cannot_be_cut_are_refused(parallel: dict[str, int], spec: D
         check_plan(ParallelConfig(**parallel), math.prod(parallel.values()), spec=spec, model=MODEL)
 
 
-def test_layers_that_are_cut_or_of_no_family_are_not_compiled() -> None:
-    with pytest.raises(ConfigError, match=r"leave out config\.model\.compile, or tensor"):
-        check_plan(ParallelConfig(tensor=2), 2, spec=DENSE, model=ModelConfig(compile="layer"))
+def test_layers_of_no_family_are_not_compiled() -> None:
     with pytest.raises(ConfigError, match=r"config\.model\.compile .* of no family here"):
         check_plan(ParallelConfig(), 1, spec=None, model=ModelConfig(compile="layer"))
 
 
-def test_dropout_of_adapters_is_refused_where_layers_are_cut() -> None:
-    model = ModelConfig(lora=LoraConfig(dropout=0.1))
-    with pytest.raises(ConfigError, match=r"config\.model\.lora\.dropout to 0"):
-        check_plan(ParallelConfig(tensor=2), 2, spec=DENSE, model=model)
-    check_plan(ParallelConfig(replicate=2), 2, spec=DENSE, model=model)
+@pytest.mark.parametrize(
+    ("parallel", "model", "message"),
+    [
+        ({"tensor": 2, "expert": 2}, {}, "tensor is 2 and expert is 2, and experts are either dealt out or cut; leave one out"),
+        ({"tensor": 2}, {"compile": "layer"}, r"tensor is 2, .* leave out model\.compile, or tensor"),
+        ({"tensor": 2}, {"lora": {"dropout": 0.1}}, r"tensor is 2, .*set model\.lora\.dropout to 0"),
+        ({"context": 4}, {}, r"context is 4, and a row .* keys and values .*activation_checkpointing"),
+    ],
+)
+def test_what_no_model_can_be_is_no_configuration(parallel: dict[str, int], model: dict[str, Any], message: str) -> None:
+    """Before anything is read; one of the two alone is one."""
+    with pytest.raises(ConfigError, match=rf"parallel\.{message}"):
+        SftConfig.parse({"parallel": parallel, "model": model}, where="config")
+    SftConfig.parse({"parallel": {"replicate": 2}, "model": model}, where="config")
 
 
 def test_layers_that_divide_are_cut() -> None:
     """Experts in every layer leave the size of an MLP that no layer has out of it."""
     for spec in (DENSE, EXPERTS, replace(EXPERTS, intermediate_size=33)):
         check_plan(ParallelConfig(tensor=2, replicate=3), 6, spec=spec, model=MODEL)
-
-
-def test_a_row_is_not_split_over_ranks() -> None:
-    """The reason, and what to use for long rows."""
-    with pytest.raises(ConfigError, match=r"parallel\.context is 4, and a row .* keys and values .*activation_checkpointing"):
-        check_plan(ParallelConfig(context=4), 8, spec=DENSE, model=MODEL)
 
 
 @pytest.mark.parametrize(

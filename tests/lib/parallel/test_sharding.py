@@ -159,7 +159,7 @@ def test_heads_on_two_ranks_are_those_of_one(case: str, one_rank: dict[str, Any]
     [E3] And where both ranks compute each layer together, what a head adds to the gradient of a hidden state counts once.
     """
     alone = one_rank["heads"]
-    assert alone["gradients"].keys() >= {"headed.heads.reward.weight", "headed.heads.topic.weight"}
+    assert alone["gradients"].keys() >= {"headed.heads.reward_head.weight", "headed.heads.topic_head.weight"}
     for rank in two_ranks:
         found = rank[case]
         assert found["loaded"] == alone["loaded"]
