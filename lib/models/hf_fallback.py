@@ -91,19 +91,30 @@ def check_fallback(folder: Path) -> DecoderSpec:
     return load_fallback(folder, device="meta").spec
 
 
-def load_fallback(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> FallbackModel:
+def load_fallback(
+    folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32, attention: str | None = None
+) -> FallbackModel:
     """The model of a folder in `dtype`; on the meta device without reading its weights.
 
+    Args:
+        attention: name of transformers' code for it; None: its own choice, or the plain one where that would leave the cap of
+            the scores out, as PyTorch's fused attention does.
     Raises:
         ModelError: transformers can't build it, or the weights aren't exactly the model's.
     """
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if device == "meta":
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             with torch.device("meta"):
                 return FallbackModel(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+        capped = getattr(config, "attn_logit_softcapping", None) is not None
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
+            folder,
+            dtype=dtype,
+            attn_implementation=attention or ("eager" if capped else None),
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
         if is_transient(error):
@@ -251,6 +262,17 @@ def compare_documents(model: FallbackModel, documents: list[torch.Tensor], *, pa
     difference = max(float((a - b).abs().max()) for a, b in zip(together, alone))
     leaked = sum(int((a != b).sum()) for a, b in list(zip(together, again))[::2])
     return (difference / largest if math.isfinite(difference) else math.inf), leaked
+
+
+@torch.no_grad()
+def difference_to_plain(model: FallbackModel, folder: Path, documents: list[torch.Tensor]) -> float:
+    """Greatest difference of a logit of a document alone to that by the attention which transformers writes out step by step,
+    relative to the greatest |logit|: faster code may leave out what the config asks for."""
+    reference = load_fallback(folder, attention="eager").model
+    expected = [reference(input_ids=ids[None], use_cache=False).logits for ids in documents]
+    found = [model.model(input_ids=ids[None], use_cache=False).logits for ids in documents]
+    differences = torch.stack([(one - other).abs().max() for one, other in zip(found, expected)])
+    return float(differences.max() / torch.stack([logits.abs().max() for logits in expected]).max())
 
 
 def _together(model: FallbackModel, documents: list[torch.Tensor], pad_id: int, *, packed: bool) -> list[torch.Tensor]:

@@ -18,6 +18,7 @@ from lib.models.fallback_lora import adapter_problem, linear_layers, put_fallbac
 from lib.models.hf_fallback import (
     check_fallback,
     compare_documents,
+    difference_to_plain,
     is_fallback,
     load_fallback,
     lost_in_round_trip,
@@ -41,8 +42,16 @@ SIZES: dict[str, dict[str, Any]] = {
     "cohere": _SMALL,
     "starcoder2": {**_SMALL, "sliding_window": 8, "num_key_value_heads": 2, "tie_word_embeddings": False},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "gemma2": {
+        **_SMALL,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": 8,
+        "attn_logit_softcapping": 0.5,
+        "final_logit_softcapping": None,
+    },
 }
-LAYERS_WITH_ADAPTERS = {"gpt2": 4, "phi": 6, "cohere": 7, "starcoder2": 6, "bloom": 4}
+LAYERS_WITH_ADAPTERS = {"gpt2": 4, "phi": 6, "cohere": 7, "starcoder2": 6, "bloom": 4, "gemma2": 7}
 """Linear layers of one layer of the model."""
 PACKS = ("gpt2", "phi", "cohere")
 """Those whose documents are the same packed as alone."""
@@ -158,6 +167,18 @@ def test_windows_are_why_packing_is_not_proven(folders: dict[str, Path], tmp_pat
     values = read_json(folders["phi"] / "config.json")
     (tmp_path / "config.json").write_text(json.dumps(values | {"layer_types": ["full_attention", "linear_attention"]}))
     assert "layer_types" in packing_problem(tmp_path)
+
+
+@torch.no_grad()
+def test_a_cap_of_the_scores_is_not_left_out(folders: dict[str, Path]) -> None:
+    """[D8] PyTorch's fused attention, which transformers takes by itself, has none: the plain code computes such models."""
+    ids = torch.randint(VOCAB_SIZE, (1, 30), generator=torch.Generator().manual_seed(0))
+    ours, plain, fused = (
+        load_fallback(folders["gemma2"], attention=attention).model(input_ids=ids, use_cache=False).logits
+        for attention in (None, "eager", "sdpa")
+    )
+    assert torch.equal(ours, plain) and (fused - plain).abs().max() > 1e-3 * plain.abs().max()
+    assert difference_to_plain(load_fallback(folders["gemma2"], attention="sdpa"), folders["gemma2"], [ids[0]]) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["phi", "cohere"])
