@@ -13,7 +13,7 @@ from itertools import repeat
 from typing import Any
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from lib.models.layers.blocks import Block, Piece, cut
 from lib.models.layers.documents import DocumentLayout
@@ -70,66 +70,49 @@ class _BlockedAttention(torch.autograd.Function):
         scores: Scores,
         piece: Piece,
     ) -> torch.Tensor:
-        output_TNH, kept = torch.empty_like(q_TNH), []
         k_KTH, v_KTH = (_wide(x).transpose(0, 1) for x in (k_TKH, v_TKH))
-        q_KGTH, output_KGTH = (_by_key_head(x, len(k_KTH)) for x in (q_TNH, output_TNH))
-        for block in piece.blocks:
-            q_KRH = _wide(q_KGTH.narrow(2, block.start, block.num_queries)).flatten(1, 2)
-            k_KLH, v_KLH = (x.narrow(1, block.first, block.num_keys) for x in (k_KTH, v_KTH))
-            weights_KRE, _ = _weights(q_KRH, k_KLH, scores, block)
-            remake = block.num_keys > KEPT_KEYS or scores.softcap is not None
-            kept.append(None if remake else weights_KRE)
-            output_KRH = torch.bmm(weights_KRE.narrow(-1, 0, block.num_keys), v_KLH)
-            output_KGQH = output_KGTH.narrow(2, block.start, block.num_queries)
-            output_KGQH.copy_(output_KRH.view(output_KGQH.shape))
+        output_TNH, kept = k_KTH.new_empty(q_TNH.shape), list[torch.Tensor | None]()
+        queries, outputs = piece.split(_by_key_head(_wide(q_TNH), len(k_KTH))), _split_groups(output_TNH, len(k_KTH), piece)
+        for block, q_KGQH, output in zip(piece.blocks, queries, outputs):
+            weights_KRE, _ = _weights(q_KGQH.flatten(1, 2), k_KTH.narrow(1, block.first, block.num_keys), scores, block)
+            if any(ctx.needs_input_grad):
+                kept.append(None if block.num_keys > KEPT_KEYS or scores.softcap is not None else weights_KRE)
+            _multiply_groups(output, weights_KRE, v_KTH.narrow(1, block.first, block.num_keys))
         for padding in piece.padding:
             output_TNH[padding] = 0.0
         ctx.save_for_backward(q_TNH, k_TKH, v_TKH, *kept)
         ctx.options = scores, piece
-        return output_TNH
+        return output_TNH.to(q_TNH.dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q_TNH, k_TKH, v_TKH, *kept = ctx.saved_tensors
         scores, piece = ctx.options
-        grad_q_TNH, grads_TKH = torch.empty_like(q_TNH), [_wide(x[:0]).new_empty(x.shape) for x in (k_TKH, v_TKH)]
-        nothing = grads_TKH[0].new_empty(())
-        k_KTH, v_KTH, grad_k_KTH, grad_v_KTH = (_wide(x).transpose(0, 1) for x in (k_TKH, v_TKH, *grads_TKH))
-        q_KGTH, up_KGTH, grad_q_KGTH = (_by_key_head(x, len(k_KTH)) for x in (q_TNH, upstream[0], grad_q_TNH))
+        k_KTH, v_KTH = (_wide(x).transpose(0, 1) for x in (k_TKH, v_TKH))
+        grads = [k_KTH.new_empty(x.shape) for x in (q_TNH, k_TKH, v_TKH)]
+        grad_k_KTH, grad_v_KTH = (x.transpose(0, 1) for x in grads[1:])
         grad_sinks_N = None if scores.sinks_N is None else torch.zeros_like(_wide(scores.sinks_N))
+        queries, ups = (piece.split(_by_key_head(_wide(x), len(k_KTH))) for x in (q_TNH, upstream[0]))
+        parts = zip(piece.blocks, kept, queries, ups, _split_groups(grads[0], len(k_KTH), piece))
         written = piece.num_tokens  # the first key whose gradients hold something
-        for block, kept_KRE in zip(reversed(piece.blocks), reversed(kept)):
-            q_KRH, up_KRH = (_wide(x.narrow(2, block.start, block.num_queries)).flatten(1, 2) for x in (q_KGTH, up_KGTH))
+        for block, kept_KRE, q_KGQH, up_KGQH, grad_q in reversed(list(parts)):
+            q_KRH, up_KRH = q_KGQH.flatten(1, 2), up_KGQH.flatten(1, 2)
             k_KLH, v_KLH = (x.narrow(1, block.first, block.num_keys) for x in (k_KTH, v_KTH))
-            made = (kept_KRE, None) if kept_KRE is not None else _weights(q_KRH, k_KLH, scores, block)
-            weights_KRE, slope_KRL = made
-            _add(grad_v_KTH, block, written, torch.bmm(weights_KRE.narrow(-1, 0, block.num_keys).mT, up_KRH))
-            grad_KRE = torch.bmm(up_KRH, v_KLH.mT)
-            # A sink has no value: its weight does nothing but take from those of the keys.
-            grad_KRE = grad_KRE if grad_sinks_N is None else pad(grad_KRE, (0, 1))
-            grad_KRE = torch._softmax_backward_data(grad_KRE, weights_KRE, -1, weights_KRE.dtype)
+            weights_KRE, slope_KRL = (kept_KRE, None) if kept_KRE is not None else _weights(q_KRH, k_KLH, scores, block)
+            _multiply_to_keys(grad_v_KTH, block, written, weights_KRE, up_KRH)
+            grad_KRE = _score_gradients(weights_KRE, up_KRH, v_KLH)
             if grad_sinks_N is not None:
                 grad_sinks_N += grad_KRE[..., -1].reshape(len(grad_sinks_N), -1).sum(-1)
-            grad_KRL = grad_KRE.narrow(-1, 0, block.num_keys)
-            grad_KRL = grad_KRL if slope_KRL is None else grad_KRL * slope_KRL
-            _add(grad_k_KTH, block, written, torch.baddbmm(nothing, grad_KRL.mT, q_KRH, beta=0.0, alpha=scores.scale))
-            grad_KGQH = grad_q_KGTH.narrow(2, block.start, block.num_queries)
-            grad_KGQH.copy_(torch.baddbmm(nothing, grad_KRL, k_KLH, beta=0.0, alpha=scores.scale).view(grad_KGQH.shape))
+            if slope_KRL is not None:
+                grad_KRE.narrow(-1, 0, block.num_keys).mul_(slope_KRL)
+            _multiply_to_keys(grad_k_KTH, block, written, grad_KRE, q_KRH, scale=scores.scale)
+            _multiply_groups(grad_q, grad_KRE, k_KLH, scale=scores.scale)
             written = min(written, block.first)
         for padding in piece.padding:
-            for grad in (grad_q_TNH, *grads_TKH):
+            for grad in grads:
                 grad[padding] = 0.0
-        return grad_q_TNH, *(grad.to(k_TKH.dtype) for grad in grads_TKH), grad_sinks_N, None, None
-
-
-def _add(sum_KTH: torch.Tensor, block: Block, written: int, addend_KLH: torch.Tensor) -> None:
-    """To the sum over queries at the block's keys, which holds something from key `written` on."""
-    num_new = min(max(written - block.first, 0), block.num_keys)
-    if num_new:
-        sum_KTH.narrow(1, block.first, num_new).copy_(addend_KLH.narrow(1, 0, num_new))
-    if num_new < block.num_keys:
-        num_old = block.num_keys - num_new
-        sum_KTH.narrow(1, block.first + num_new, num_old).add_(addend_KLH.narrow(1, num_new, num_old))
+        dtypes = (q_TNH.dtype, k_TKH.dtype, v_TKH.dtype)
+        return *(grad.to(dtype) for grad, dtype in zip(grads, dtypes)), grad_sinks_N, None, None
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
@@ -143,21 +126,88 @@ def _by_key_head(x_TNH: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
     return x_TNH.view(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim).permute(1, 2, 0, 3)
 
 
+def _split_groups(x_TNH: torch.Tensor, num_kv_heads: int, piece: Piece) -> list[tuple[torch.Tensor, ...]]:
+    """Of each block G views [K, Q, H], one for each query head of a key-value head."""
+    return list(zip(*(piece.split(x_KTH) for x_KTH in _by_key_head(x_TNH, num_kv_heads).unbind(1))))
+
+
 def _weights(
     q_KRH: torch.Tensor, k_KLH: torch.Tensor, scores: Scores, block: Block
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Share of each key in each query's sum, [K, R, E]; and, with a soft cap, the cap's slope at each score [K, R, L]."""
-    nothing, slope_KRL = q_KRH.new_empty(()), None
+    num_kv_heads, num_keys, slope_KRL = len(k_KLH), block.num_keys, None
     scale = scores.scale if scores.softcap is None else scores.scale / scores.softcap
-    scores_KRL = torch.baddbmm(nothing, q_KRH, k_KLH.mT, beta=0.0, alpha=scale)
+    weights_KRE = _scores(q_KRH, k_KLH, sink=scores.sinks_N is not None, scale=scale)
     if scores.softcap is not None:
+        scores_KRL = weights_KRE.narrow(-1, 0, num_keys)
         slope_KRL = 1.0 - scores_KRL.tanh_().square()
         scores_KRL.mul_(scores.softcap)
-    scores_KGQL = scores_KRL.view(len(k_KLH), -1, block.num_queries, block.num_keys)
+    weights_KGQE = weights_KRE.view(num_kv_heads, -1, block.num_queries, weights_KRE.shape[-1])
     for keys, hidden in block.hidden:
-        scores_KGQL[..., keys].add_(hidden)
-    if scores.sinks_N is None:
-        return scores_KRL.softmax(-1), slope_KRL
-    sinks_KG11 = scores.sinks_N.to(scores_KGQL.dtype).view(*scores_KGQL.shape[:2], 1, 1)
-    scores_KGQE = torch.cat((scores_KGQL, sinks_KG11.expand(-1, -1, block.num_queries, 1)), -1)
-    return scores_KGQE.flatten(1, 2).softmax(-1), slope_KRL
+        weights_KGQE.narrow(-1, keys.start, keys.stop - keys.start).add_(hidden)
+    if scores.sinks_N is not None:
+        weights_KGQE[..., num_keys] = scores.sinks_N.to(weights_KGQE.dtype).view(num_kv_heads, -1, 1)
+    return torch.softmax(weights_KRE, -1, out=weights_KRE), slope_KRL
+
+
+def _score_gradients(weights_KRE: torch.Tensor, up_KRH: torch.Tensor, v_KLH: torch.Tensor) -> torch.Tensor:
+    """[K, R, E]; a sink has no value: its weight does nothing but take from those of the keys."""
+    sink = weights_KRE.shape[-1] > v_KLH.shape[1]
+    grad_KRE = _scores(up_KRH, v_KLH, sink=sink)
+    if sink:
+        grad_KRE[..., -1] = 0.0
+    return torch._softmax_backward_data(grad_KRE, weights_KRE, -1, grad_KRE.dtype, grad_input=grad_KRE)
+
+
+def _scores(rows_KRH: torch.Tensor, keys_KLH: torch.Tensor, *, sink: bool, scale: float = 1.0) -> torch.Tensor:
+    """[K, R, E] product of each row with each key; the sink's column is not set."""
+    if not sink:
+        return _product(rows_KRH, keys_KLH.mT, scale)
+    num_keys = keys_KLH.shape[1]
+    scores_KRE = rows_KRH.new_empty(*rows_KRH.shape[:2], num_keys + 1)
+    _multiply(scores_KRE.narrow(-1, 0, num_keys), rows_KRH, keys_KLH.mT, scale=scale)
+    return scores_KRE
+
+
+def _multiply_to_keys(
+    sum_KTH: torch.Tensor, block: Block, written: int, left_KRE: torch.Tensor, right_KRH: torch.Tensor, *, scale: float = 1.0
+) -> None:
+    """To the sum over queries at the block's keys, which holds something from key `written` on."""
+    num_new = min(max(written - block.first, 0), block.num_keys)
+    for start, end in ((0, num_new), (num_new, block.num_keys)):
+        if start < end:
+            part_KLH, left_KRL = sum_KTH.narrow(1, block.first + start, end - start), left_KRE.narrow(-1, start, end - start)
+            _multiply(part_KLH, left_KRL.mT, right_KRH, scale=scale, add=start == num_new)
+
+
+def _multiply_groups(
+    outputs: tuple[torch.Tensor, ...], left_KRE: torch.Tensor, right_KLH: torch.Tensor, *, scale: float = 1.0
+) -> None:
+    """G outputs [K, Q, H] = scale * left @ right, each of its own query head."""
+    left_KRL, shape = left_KRE.narrow(-1, 0, right_KLH.shape[1]), (len(right_KLH), len(outputs), len(outputs[0][0]), -1)
+    if _one_by_one():
+        for output_KQH, left_KQL in zip(outputs, left_KRL.view(shape).unbind(1)):
+            output_KQH.baddbmm_(left_KQL, right_KLH, beta=0.0, alpha=scale)
+    else:
+        for output_KQH, made_KQH in zip(outputs, _product(left_KRL, right_KLH, scale).view(shape).unbind(1)):
+            output_KQH.copy_(made_KQH)
+
+
+def _multiply(output: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, scale: float = 1.0, add: bool = False) -> None:
+    """output = scale * left @ right, or added to what it holds; batches of matrices."""
+    if _one_by_one():
+        output.baddbmm_(left, right, beta=float(add), alpha=scale)
+    elif add:
+        output.add_(_product(left, right, scale))
+    else:
+        output.copy_(_product(left, right, scale))
+
+
+def _one_by_one() -> bool:
+    """A batch of products goes matrix by matrix to where the output lies: well for one thread. Several would be woken for
+    each matrix; they make all of a batch at once, and copy."""
+    return torch.get_num_threads() == 1
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
+    return torch.baddbmm(left.new_empty(()), left, right, beta=0.0, alpha=scale)

@@ -39,6 +39,11 @@ class Piece:
     fused: bool = False
     """One long document, for a fused kernel instead of blocks."""
 
+    def split(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The queries of each block, views of x [..., T, H]."""
+        cuts = [edge for block in self.blocks for edge in (block.start, block.end)]
+        return list(x.tensor_split(cuts, dim=-2)[1::2])
+
 
 def cut(layout: DocumentLayout, window: int | None, *, block_queries: int, fused_tokens: int | None) -> list[Piece]:
     """Pieces that cover the flattened tokens in order.

@@ -1,5 +1,7 @@
 """Every attention kernel has the same meaning: a query sees the keys of its own document up to itself, within the window."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
@@ -48,13 +50,31 @@ def by_definition(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Doc
     return torch.einsum("bnqk,bknh->bqnh", torch.where(total > 0, exp / total, 0.0), values)
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def new_memory_is_nan() -> Iterator[None]:
+    """PyTorch fills what it allocates, while algorithms have to be deterministic."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("threads", "new_memory_is_nan")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("block", "kept", "fused"), [(4, 6, 20), (64, 512, 1024)])
 def test_the_cpu_kernel_is_the_definition(
     kind: str, block: int, kept: int, fused: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Output and gradients of q, k, v and sinks; zero on padding. In blocks of few queries, with probabilities made again
-    and the longer documents in the fused kernel; and with all documents of a row in a block."""
+    """Output and gradients of q, k, v and sinks; zero on padding; nothing of what memory held before. In blocks of few
+    queries, with probabilities made again and the longer documents in the fused kernel; and with all documents of a row in a
+    block; with one thread and with several."""
     monkeypatch.setattr(attention_cpu, "BLOCK_QUERIES", block)
     monkeypatch.setattr(attention_cpu, "KEPT_KEYS", kept)
     monkeypatch.setattr(attention_cpu, "FUSED_TOKENS", fused)
