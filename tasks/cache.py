@@ -25,7 +25,15 @@ from lib.core.manifest import digest_of
 from lib.core.versions import CACHE_EPOCH, library_versions
 from tasks.artifacts import ARTIFACT_FORMATS
 
-PLACEMENT_MODULES = ("tasks.cache", "tasks.cli", "tasks.clusters", "tasks.environments", "tasks.lazy", "tasks.progress")
+PLACEMENT_MODULES = (
+    "tasks.cache",
+    "tasks.cli",
+    "tasks.clusters",
+    "tasks.environments",
+    "tasks.lazy",
+    "tasks.on_ray",
+    "tasks.progress",
+)
 """They say where and when a task runs and what it shows, not what it computes."""
 
 

@@ -7,9 +7,10 @@ from flytekit import dynamic, task
 from lib.config.evaluation import EvalConfig
 from tasks.artifacts import Dataset, EvalReport, EvalReportFolder, ModelArtifact
 from tasks.cache import CACHED
-from tasks.clusters import engine_shape, placed, ray_job
-from tasks.environments import CPU_IMAGE, LONG, RETRIES, SMALL, TRAIN_IMAGE, retry_infrastructure
+from tasks.clusters import engine_shape, placed
+from tasks.environments import CPU_IMAGE, RETRIES, SMALL, retry_infrastructure
 from tasks.lazy import lazy
+from tasks.on_ray import ON_RAY
 from tasks.progress import bar
 
 if TYPE_CHECKING:
@@ -22,14 +23,7 @@ else:
     recipe = lazy("lib.recipes.evaluate")
 
 
-@task(
-    cache=CACHED,
-    container_image=TRAIN_IMAGE,
-    requests=SMALL,
-    retries=RETRIES,
-    timeout=LONG,
-    task_config=ray_job(engine_shape(EvalConfig(), gpus_per_node=0)),
-)
+@task(**ON_RAY)
 @retry_infrastructure
 def evaluate_on_ray(model: ModelArtifact, data: Dataset, config: EvalConfig, gpus_per_node: int) -> EvalReport:
     """Generate an answer to each row, compare it with the row's own, and measure the held-out loss."""

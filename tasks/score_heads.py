@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from flytekit import Deck, dynamic, task
 
 from lib.config.evaluation import HeadsEvalConfig, HeadsEvalJob
-from lib.config.parallel import ClusterShape
 from tasks.artifacts import Checkpoint, Dataset, HeadsReport, HeadsReportFolder, ModelArtifact, Report, ReportFolder
 from tasks.cache import CACHED
-from tasks.clusters import placed, ray_job
-from tasks.environments import CPU_IMAGE, LONG, MEDIUM, RETRIES, SHORT, SMALL, TRAIN_IMAGE, retry_infrastructure
+from tasks.clusters import placed
+from tasks.environments import CPU_IMAGE, MEDIUM, RETRIES, SHORT, SMALL, retry_infrastructure
 from tasks.lazy import lazy
+from tasks.on_ray import ON_RAY
 from tasks.progress import bar
 
 if TYPE_CHECKING:
@@ -26,14 +26,7 @@ else:
     tracking = lazy("lib.train.tracking")
 
 
-@task(
-    cache=CACHED,
-    container_image=TRAIN_IMAGE,
-    requests=SMALL,
-    retries=RETRIES,
-    timeout=LONG,
-    task_config=ray_job(ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=1, threads_per_rank=1)),
-)
+@task(**ON_RAY)
 @retry_infrastructure
 def score_heads_on_ray(model: ModelArtifact, data: Dataset, job: HeadsEvalJob, config: HeadsEvalConfig) -> HeadsReport:
     """The loss of every head on held-out rows, and how often it is right."""

@@ -7,11 +7,10 @@ from flytekit import dynamic, task
 from lib.config.recipes import SftConfig, SftJob
 from tasks.artifacts import Checkpoint, CheckpointFolder, Dataset, LogitReport, ModelArtifact, TokenizedDataset
 from tasks.cache import CACHED, code_version
-from tasks.clusters import placed, ray_job
-from tasks.environments import CPU_IMAGE, LONG, RETRIES, SMALL, TRAIN_IMAGE, retry_infrastructure
+from tasks.environments import CPU_IMAGE, RETRIES, SMALL, retry_infrastructure
 from tasks.lazy import lazy
-from tasks.tokenize import take_tokenizer, tokenize
-from tasks.training import Given, train_recipe
+from tasks.on_ray import ON_RAY
+from tasks.training import Given, start, train_recipe
 
 if TYPE_CHECKING:
     from lib.recipes import sft
@@ -27,17 +26,7 @@ def check_job(
     return SftJob.parse(locals(), where="inputs of the workflow")
 
 
-_ON_RAY = {
-    "cache": CACHED,
-    "container_image": TRAIN_IMAGE,
-    "requests": SMALL,
-    "retries": RETRIES,
-    "timeout": LONG,
-    "task_config": ray_job(SftJob(learning_rate=1e-5, steps=100, sequence_length=512, nodes=1, gpus_per_node=0).shape),
-}
-
-
-@task(**_ON_RAY)
+@task(**ON_RAY)
 @retry_infrastructure
 def train_on_ray(
     model: ModelArtifact, data: Dataset, report: LogitReport, job: SftJob, resume_from: Checkpoint | None = None
@@ -49,7 +38,7 @@ def train_on_ray(
     return _train(Given(model, data, report, resume_from), job)
 
 
-@task(**_ON_RAY)
+@task(**ON_RAY)
 @retry_infrastructure
 def train_tokens_on_ray(
     model: ModelArtifact, tokens: TokenizedDataset, report: LogitReport, job: SftJob, resume_from: Checkpoint | None = None
@@ -67,8 +56,5 @@ def train(
     model: ModelArtifact, data: Dataset, report: LogitReport, job: SftJob, resume_from: Checkpoint | None = None
 ) -> Checkpoint:
     """Size the cluster from the job; an override in a static workflow would be lost."""
-    cluster, given = placed(job.shape), {"model": model, "report": report, "job": job, "resume_from": resume_from}
-    if not job.config.data.tokenize_first:
-        return train_on_ray(data=data, **given).with_overrides(**cluster)
-    tokens = tokenize(data=data, tokenizer=take_tokenizer(model=model), config=job.config.data.chat)
-    return train_tokens_on_ray(tokens=tokens, **given).with_overrides(**cluster)
+    tasks, given = (train_on_ray, train_tokens_on_ray), {"report": report, "job": job, "resume_from": resume_from}
+    return start(*tasks, job=job, model=model, data=data, given=given)

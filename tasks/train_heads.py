@@ -5,16 +5,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from flytekit import dynamic, task
 
 from lib.config.evaluation import HeadsEvalJob
-from lib.config.parallel import ClusterShape
 from lib.config.recipes import HeadsJob, HeadsRecipeConfig
 from lib.config.rows import RowsConfig
 from tasks.artifacts import Checkpoint, CheckpointFolder, Dataset, LogitReport, ModelArtifact, TokenizedDataset
 from tasks.cache import CACHED, code_version
-from tasks.clusters import placed, ray_job
-from tasks.environments import CPU_IMAGE, LONG, RETRIES, SMALL, TRAIN_IMAGE, retry_infrastructure
+from tasks.environments import CPU_IMAGE, RETRIES, SMALL, retry_infrastructure
 from tasks.lazy import lazy
-from tasks.tokenize import take_tokenizer, tokenize
-from tasks.training import Given, train_recipe
+from tasks.on_ray import ON_RAY
+from tasks.training import Given, start, train_recipe
 
 if TYPE_CHECKING:
     from lib.recipes import heads
@@ -48,17 +46,7 @@ def check_heads_job(
     return CheckedHeads(job, config.read_rows(train_rows), config.read_rows(eval_rows), job.scoring)
 
 
-_ON_RAY = {
-    "cache": CACHED,
-    "container_image": TRAIN_IMAGE,
-    "requests": SMALL,
-    "retries": RETRIES,
-    "timeout": LONG,
-    "task_config": ray_job(ClusterShape(nodes=1, gpus_per_node=0, ranks_per_node=1, threads_per_rank=1)),
-}
-
-
-@task(**_ON_RAY)
+@task(**ON_RAY)
 @retry_infrastructure
 def train_heads_on_ray(
     model: ModelArtifact, data: Dataset, report: LogitReport, job: HeadsJob, resume_from: Checkpoint | None = None
@@ -70,7 +58,7 @@ def train_heads_on_ray(
     return _train(Given(model, data, report, resume_from), job)
 
 
-@task(**_ON_RAY)
+@task(**ON_RAY)
 @retry_infrastructure
 def train_heads_tokens_on_ray(
     model: ModelArtifact, tokens: TokenizedDataset, report: LogitReport, job: HeadsJob, resume_from: Checkpoint | None = None
@@ -88,8 +76,5 @@ def train_heads(
     model: ModelArtifact, data: Dataset, report: LogitReport, job: HeadsJob, resume_from: Checkpoint | None = None
 ) -> Checkpoint:
     """Size the cluster from the job; an override in a static workflow would be lost."""
-    cluster, given = placed(job.shape), {"model": model, "report": report, "job": job, "resume_from": resume_from}
-    if not job.config.data.tokenize_first:
-        return train_heads_on_ray(data=data, **given).with_overrides(**cluster)
-    tokens = tokenize(data=data, tokenizer=take_tokenizer(model=model), config=job.config.data.chat)
-    return train_heads_tokens_on_ray(tokens=tokens, **given).with_overrides(**cluster)
+    tasks, given = (train_heads_on_ray, train_heads_tokens_on_ray), {"report": report, "job": job, "resume_from": resume_from}
+    return start(*tasks, job=job, model=model, data=data, given=given)

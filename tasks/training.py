@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lib.config.recipes import TrainJob
 from lib.core.paths import runs_root
 from tasks.artifact_type import Artifact
 from tasks.artifacts import CheckpointFolder
+from tasks.clusters import placed
 from tasks.lazy import lazy
 from tasks.progress import bar
+from tasks.tokenize import take_tokenizer, tokenize
 
 if TYPE_CHECKING:
     from lib.cluster import ray_backend
@@ -30,6 +32,19 @@ class Given:
     report: Artifact
     resume_from: Artifact | None
     """A checkpoint of another run; this one begins with its state."""
+
+
+def start(rows: Any, tokens: Any, *, job: TrainJob, model: Artifact, data: Artifact, given: dict[str, Any]) -> Any:
+    """Call one of two tasks on a cluster of the job's size: that for rows, or that for tokens with the rows tokenised before.
+
+    Args:
+        given: what both take beside the model.
+    """
+    cluster = placed(job.shape)
+    if not job.config.data.tokenize_first:
+        return rows(model=model, data=data, **given).with_overrides(**cluster)
+    tokenised = tokenize(data=data, tokenizer=take_tokenizer(model=model), config=job.config.data.chat)
+    return tokens(model=model, tokens=tokenised, **given).with_overrides(**cluster)
 
 
 def train_recipe(name: str, recipe: Callable[..., None], *, job: TrainJob, given: Given, code: str) -> CheckpointFolder:
