@@ -35,7 +35,7 @@ def main() -> int:
     else:
         drills = {
             "task": run_drill,
-            "sigterm": partial(run_drill, victims=("warned",)),
+            "sigterm": partial(run_drill, kind="sigterm", victims=("warned",)),
             "store": store_drill.run_kills,
             "bitflip": store_drill.run_bitflips,
             "ray": ray_drill.run_drill,

@@ -23,12 +23,14 @@ from typing import Any
 import psutil
 
 from lib.core.artifact import read_manifest, stage_artifact
-from lib.core.manifest import digest_of
+from lib.core.manifest import Manifest, digest_of
 from lib.core.paths import safe_name
 from lib.data.rows import ingest_dataset
 from lib.models.admit import admit_model
 from lib.models.logit_report import write_logit_report
 from lib.models.verify import build_logit_report
+from lib.train.checkpoint import published_steps
+from lib.train.folder_shelf import FolderShelf
 from tests.tiny import tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -59,6 +61,10 @@ class Trial:
     killed_at_step: int = -1
     runs: int = 0
     """Times the command was started."""
+    restarts: int = 0
+    """Times its last start had to start the ranks again: none where they ended before anybody noticed."""
+    saved_step: int = -1
+    """Of the newest checkpoint, once the process that was hit, or warned, had ended."""
     same_bits: bool = False
     seconds: float = 0.0
     problem: str = ""
@@ -144,17 +150,31 @@ class Run:
         return self.process.wait(timeout=DEADLINE_SECONDS)
 
 
-def weights_digest(home: Path) -> str:
-    """Digest of weights, moments and everything else of the one checkpoint artifact in a home."""
+def newest_step(home: Path) -> int:
+    """Of the checkpoints in a home; 0 before the first."""
+    folders = home.glob("runs/*/checkpoints")
+    return max((step for folder in folders for step in published_steps(FolderShelf(folder))), default=0)
+
+
+def result_of(home: Path) -> Manifest:
+    """Of the one checkpoint artifact in a home."""
     (folder,) = (home / "artifacts" / "checkpoint").iterdir()
-    manifest = read_manifest(folder)
+    return read_manifest(folder)
+
+
+def weights_digest(manifest: Manifest) -> str:
+    """Digest of weights, moments and everything else of a checkpoint."""
     return digest_of({"weights": manifest.meta["weights_digest"], "checkpoint": manifest.digest})
 
 
-def run_drill(root: Path, num_trials: int, *, seed: int, victims: tuple[str, ...] = VICTIMS) -> dict[str, Any]:
-    """Returns the figures that `python -m tests.faults` prints, with a line a trial on stderr.
+def run_drill(
+    root: Path, num_trials: int, *, seed: int, kind: str = "task", victims: tuple[str, ...] = VICTIMS
+) -> dict[str, Any]:
+    """Returns the figures that `python -m tests.faults` prints, with a line a trial on stderr. Of those that were warned they
+    say how many had the step under way saved before they ended.
 
     Args:
+        kind: what it is called there.
         victims: which, in turn.
     """
     rng = random.Random(seed)
@@ -163,20 +183,24 @@ def run_drill(root: Path, num_trials: int, *, seed: int, victims: tuple[str, ...
     undisturbed.wait_for_step(1)
     if undisturbed.wait():
         raise RuntimeError(f"the undisturbed run failed:\n{undisturbed.log.read_text()[-4000:]}")
-    expected = weights_digest(undisturbed.home)
+    expected = weights_digest(result_of(undisturbed.home))
     trials = []
     for number in range(num_trials):
         trial = Trial(victims[number % len(victims)], rng.random())
         run_trial(inputs, root / safe_name(f"trial-{number:03d}", what="trial"), trial, expected, rng)
         print(f"trial {number + 1}/{num_trials}: {asdict(trial)}", file=sys.stderr, flush=True)
         trials.append(trial)
+    warned = [trial for trial in trials if trial.victim == "warned"]
     return {
-        "kind": "task",
+        "kind": kind,
         "trials": num_trials,
         "survived": sum(trial.same_bits for trial in trials),
         "kills": sum(trial.killed_at_step >= 0 for trial in trials),
         "hangs": sum("Timeout" in trial.problem for trial in trials),
         "leaks": num_leaked(root),
+        "restarts": sum(trial.restarts for trial in trials),
+        "warned": len(warned),
+        "warned_and_saved": sum(trial.saved_step >= trial.killed_at_step >= 0 for trial in warned),
         "details": {"seed": seed, "digest": expected, "trials": [asdict(trial) for trial in trials]},
     }
 
@@ -191,10 +215,13 @@ def run_trial(inputs: Inputs, home: Path, trial: Trial, expected: str, rng: rand
         trial.killed_at_step = run.steps_done()
         run.kill(trial.victim, rng)
         code, trial.runs = run.wait(), 1
+        trial.saved_step = newest_step(home)
         while code and trial.runs < 3:
             code = Run(inputs, home, log).wait()
             trial.runs += 1
-        trial.same_bits = code == 0 and weights_digest(home) == expected
+        if code == 0:
+            result = result_of(home)
+            trial.same_bits, trial.restarts = weights_digest(result) == expected, result.info["restarts"]
         trial.problem = "" if trial.same_bits else f"exit code {code}; see {log}"
     except (TimeoutError, subprocess.TimeoutExpired, psutil.Error) as error:
         trial.problem = f"{type(error).__name__}: {error}"
