@@ -36,7 +36,7 @@ from lib.models.decoder import Decoder
 from lib.models.flops import FlopCounter
 from lib.models.hf_io import load_full, read_spec
 from lib.models.spec import DecoderSpec
-from lib.parallel.compiled import compile_layer
+from lib.parallel.compiled import compile_part
 from lib.train.step import LossModule, MicroBatch, NextToken, accumulate_gradients
 
 CONFIG = {
@@ -215,8 +215,8 @@ def step_flops(spec: DecoderSpec, micro_batches: Sequence[MicroBatch], *, with_p
 def our_module(folder: Path, dtype: torch.dtype, *, compiled: bool = False) -> LossModule:
     decoder = Decoder(read_spec(folder)[1])
     load_full(decoder, folder)
-    for layer in decoder.layers if compiled else ():
-        compile_layer(layer, on_gpu=False)
+    for part in (*decoder.layers, decoder.norm) if compiled else ():
+        compile_part(part, on_gpu=False)
     return LossModule(decoder.to(dtype), chunk_tokens=1024)
 
 
@@ -249,8 +249,9 @@ def shares_of_ceilings(folder: Path, rows: Sequence[PackedRow], row: int) -> dic
         ("share_of_bf16_ceiling", torch.bfloat16, False),
     ):
         step = our_step(our_module(folder, dtype, compiled=compiled), packed(rows, row))
-        step()  # memory and code are there from the second step on
-        seconds = medians(interleaved_cpu_seconds({name: step}, rounds=1))[name]
+        for _ in range(2):
+            step()  # memory and code are there from the third step on
+        seconds = medians(interleaved_cpu_seconds({name: step}, rounds=3))[name]
         shares[name] = useful / seconds / 1e9 / gemm_gflops(dtype)
     return shares
 

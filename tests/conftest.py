@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,13 @@ def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty $POSTFLYTE_HOME for one test."""
     monkeypatch.setenv("POSTFLYTE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture
+def new_memory_is_nan() -> Iterator[None]:
+    """PyTorch fills what it allocates, while algorithms have to be deterministic."""
+    import torch  # noqa: PLC0415 - after the environment is set
+
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

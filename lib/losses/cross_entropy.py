@@ -182,14 +182,17 @@ def _softmax_minus_one_hot(
     return nll_C, correct_C
 
 
-def _accumulate_weight_grad(grad_RD: torch.Tensor, grad_logits_CR: torch.Tensor, hidden_CD: torch.Tensor) -> None:
-    """grad_RD += grad_logits_CR.T @ hidden_CD, with the sum over chunks in grad_RD's dtype."""
+def _accumulate_weight_grad(
+    grad_RD: torch.Tensor, grad_logits_CR: torch.Tensor, hidden_CD: torch.Tensor, *, first: bool
+) -> None:
+    """grad_RD += grad_logits_CR.T @ hidden_CD, with the sum over chunks in grad_RD's dtype; the first one begins it."""
     if grad_RD.dtype == hidden_CD.dtype:
-        grad_RD.addmm_(grad_logits_CR.T, hidden_CD)
+        grad_RD.addmm_(grad_logits_CR.T, hidden_CD, beta=0 if first else 1)
         return
     for start in range(0, grad_RD.shape[0], _VOCAB_TILE):
         tile = slice(start, start + _VOCAB_TILE)
-        grad_RD[tile].add_(grad_logits_CR[:, tile].T @ hidden_CD)
+        product = grad_logits_CR[:, tile].T @ hidden_CD
+        _ = grad_RD[tile].copy_(product) if first else grad_RD[tile].add_(product)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -242,7 +245,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if grad_x is not None:
                     torch.mm(logits_CR, weight, out=grad_x[part])
                 if grad_weight is not None:
-                    _accumulate_weight_grad(grad_weight, logits_CR, x[part])
+                    _accumulate_weight_grad(grad_weight, logits_CR, x[part], first=start == 0)
         ctx.grads = [grad for product in products for grad in product[2:]] + [None] * (4 - 2 * len(products))
         ctx.mark_non_differentiable(num_correct)
         # Added up in float64, so that the sum doesn't depend on how many tokens come together.
@@ -262,6 +265,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _with_gradients(
     x: torch.Tensor, weight: torch.Tensor, wanted: tuple[bool, bool], dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """A product and room for the two gradients; the weight's is a sum over chunks, of the given dtype."""
+    """A product and room for the two gradients; the weight's is a sum over chunks, of the given dtype, and zero of none."""
     grad_x = torch.empty_like(x) if wanted[0] else None
-    return x, weight, grad_x, torch.zeros_like(weight, dtype=dtype) if wanted[1] else None
+    room = torch.empty_like if len(x) else torch.zeros_like
+    return x, weight, grad_x, room(weight, dtype=dtype) if wanted[1] else None

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from lib.config.model import ModelConfig
 from lib.core.errors import ConfigError
 from lib.models.layers.experts import Experts
-from lib.parallel.compiled import compile_layer
+from lib.parallel.compiled import compile_part
 from lib.parallel.experts import EXPERTS_NAME, deal_experts, inner_shards
 from lib.parallel.mesh import EXPERT_AXIS, SHARD_AXIS, expert_sharding_mesh, sharding_mesh
 from lib.parallel.shared_memory import HostMemory, SharedAllGather, SharedReduceScatter
@@ -25,6 +25,7 @@ WEIGHT_PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torc
 """Products of linear layers and of grouped experts; those of attention are others."""
 LAYER_NAME = re.compile(r"(?:.*\.)?layers\.\d+")
 """Modules that are sharded, gathered and recomputed as units; all else belongs to the root."""
+FINAL_NORM_NAME = re.compile(r"(?:.*\.)?norm")
 
 
 def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> None:
@@ -65,7 +66,7 @@ def shard_model(module: nn.Module, mesh: DeviceMesh, config: ModelConfig) -> Non
 
 
 def prepared_layers(module: nn.Module, config: ModelConfig, *, on_gpu: bool) -> list[nn.Module]:
-    """The layers, which recompute and are compiled as configured."""
+    """The layers, which recompute and are compiled as configured; so is the norm behind them."""
     layers = [layer for name, layer in module.named_modules() if LAYER_NAME.fullmatch(name)]
     if not layers and config.activation_checkpointing != "none":
         raise ConfigError(
@@ -74,8 +75,9 @@ def prepared_layers(module: nn.Module, config: ModelConfig, *, on_gpu: bool) -> 
         )
     for layer in layers:
         recompute(layer, config.activation_checkpointing)
-        if config.compile == "layer":
-            compile_layer(layer, on_gpu=on_gpu)
+    if config.compile == "layer":
+        for part in (*layers, *(part for name, part in module.named_modules() if FINAL_NORM_NAME.fullmatch(name))):
+            compile_part(part, on_gpu=on_gpu)
     return layers
 
 

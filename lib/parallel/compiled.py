@@ -1,4 +1,4 @@
-"""Layers as compiled code: what lies between two matrix products becomes one pass over memory."""
+"""Layers and the final norm as compiled code: what lies between two matrix products becomes one pass over memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +13,8 @@ _MAX_KINDS = 64
 """Kinds of layers times shapes of batches that there may be code for; one more is an error, not a slow run."""
 
 
-def compile_layer(layer: nn.Module, *, on_gpu: bool) -> None:
-    """Have PyTorch's compiler make code of a layer's forward and backward pass when it first runs, in place.
+def compile_part(part: nn.Module, *, on_gpu: bool) -> None:
+    """Have PyTorch's compiler make code of the forward and backward pass of a layer or norm when it first runs, in place.
 
     Layers of one kind share their code. Experts, and attention on CPU, stay as they are: their shapes depend on where
     documents lie, and there would be new code for each batch. Random numbers are those of the plain layer.
@@ -36,9 +36,9 @@ def compile_layer(layer: nn.Module, *, on_gpu: bool) -> None:
     torch._dynamo.config.recompile_limit = _MAX_KINDS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     plain: Callable[[Any], Any] = torch.compiler.disable
-    for part in layer.modules():
-        if isinstance(part, Moe):
-            part.forward = plain(part.forward)  # type: ignore[method-assign]
-        elif isinstance(part, Attention) and not on_gpu:
-            part.attend = plain(part.attend)  # type: ignore[method-assign]
-    layer.forward = torch.compile(layer.forward, dynamic=False, options={"fallback_random": True})
+    for inner in part.modules():
+        if isinstance(inner, Moe):
+            inner.forward = plain(inner.forward)  # type: ignore[method-assign]
+        elif isinstance(inner, Attention) and not on_gpu:
+            inner.attend = plain(inner.attend)  # type: ignore[method-assign]
+    part.forward = torch.compile(part.forward, dynamic=False, options={"fallback_random": True})

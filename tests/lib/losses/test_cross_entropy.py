@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from lib.core.examples import IGNORE_INDEX
 from lib.losses.cross_entropy import cross_entropy_sum, token_logprobs
 
+pytestmark = pytest.mark.usefixtures("new_memory_is_nan")
+
 T, D, V = 23, 16, 101
 LIMITS = {torch.float32: 1e-6, torch.float64: 1e-12}
 

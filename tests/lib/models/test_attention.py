@@ -58,14 +58,6 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def new_memory_is_nan() -> Iterator[None]:
-    """PyTorch fills what it allocates, while algorithms have to be deterministic."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.usefixtures("threads", "new_memory_is_nan")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("block", "kept", "fused"), [(4, 6, 20), (64, 512, 1024)])

@@ -16,7 +16,7 @@ from lib.models.decoder import Decoder
 from lib.models.lora import put_adapters
 from lib.models.verify_configs import random_case
 from lib.parallel.apply import prepared_layers, recompute
-from lib.parallel.compiled import compile_layer
+from lib.parallel.compiled import compile_part
 from tests.lib.models.batches import packed
 
 Kind = Literal["none", "layer", "selective"]
@@ -42,8 +42,8 @@ def trained(
 
     for layer in decoder.layers:
         recompute(layer, kind)
-        if compiled:
-            compile_layer(layer, on_gpu=False)
+    for part in (*decoder.layers, decoder.norm) if compiled else ():
+        compile_part(part, on_gpu=False)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         hidden = decoder(*packed(ROWS, 38, decoder.spec.vocab_size))
     hidden.float().square().sum().backward()
@@ -116,14 +116,15 @@ def test_layers_are_compiled_where_the_configuration_says_so(kind: Literal["none
     decoder = Decoder(random_case("llama", 0, 1).spec)
     layers = prepared_layers(decoder, ModelConfig(compile=kind), on_gpu=False)
     assert layers == list(decoder.layers)
-    assert all(hasattr(layer.forward, "_torchdynamo_orig_callable") == (kind == "layer") for layer in layers)
+    for part in (*layers, decoder.norm):
+        assert hasattr(part.forward, "_torchdynamo_orig_callable") == (kind == "layer")
 
 
 def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", _no_compiler)
     layer = Decoder(random_case("llama", 0, 1).spec).layers[0]
     with pytest.raises(ConfigError, match=r"config\.model\.compile is 'layer'.*install g\+\+"):
-        compile_layer(layer, on_gpu=False)
+        compile_part(layer, on_gpu=False)
 
 
 def _no_compiler() -> str:
