@@ -13,7 +13,7 @@ from tests.tiny import CHATML_TEMPLATE, tiny_tokenizer
 
 _HOSTILE = {
     "memory": ("{{ 'a' * 50000000 }}", "needs more than 32 MiB"),
-    "memory that isn't written": ("{% set x = ['a'] * 50000000 %}", "needs more than 32 MiB"),
+    "memory that isn't written": ("{% set x = ['a'] * 50000000 %}", "needs more than 32 MiB|processor time"),
     "nested loops": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "processor time"),
     "endless text": ("{% for a in range(99999) %}" + "a" * 99 + "{% endfor %}", "needs more than"),
     "great range": ("{% for a in range(100000000) %}{% endfor %}", "OverflowError"),

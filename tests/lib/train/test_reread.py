@@ -1,6 +1,7 @@
 """Laws of a disk that fails to read: a failure that passes costs nothing, one that stays costs the checkpoint that it is of."""
 
 import errno
+import logging
 import os
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from lib.core.errors import InfraError
 from lib.core.manifest import MANIFEST_NAME
+from lib.train import checkpoint, reread
 from lib.train.checkpoint import KIND, latest_valid, published_steps, step_name
 from lib.train.folder_shelf import FolderShelf
 from lib.train.reread import PAUSES_SECONDS
@@ -21,6 +23,17 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
     return waited
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What is logged of reading, whatever other tests of this process did to logging."""
+    for module in (checkpoint, reread):
+        logger = logging.getLogger(module.__name__)
+        for name, value in {"handlers": [caplog.handler], "propagate": False, "disabled": False}.items():
+            monkeypatch.setattr(logger, name, value)
+        caplog.set_level(logging.WARNING, logger.name)
+    return caplog
 
 
 @pytest.fixture
@@ -50,7 +63,7 @@ def break_disk(shelf: FolderShelf, step: int) -> Path:
 
 
 def test_a_failure_that_passes_costs_no_checkpoint(
-    shelf: FolderShelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    shelf: FolderShelf, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
 ) -> None:
     """[F12] EIO at all tries but the last: the newest checkpoint is gone on from, and each other try is told."""
     kept, waited = break_disk(shelf, 3), list[float]()
@@ -64,11 +77,11 @@ def test_a_failure_that_passes_costs_no_checkpoint(
     assert latest_valid(shelf) == 3
     assert published_steps(shelf) == [3, 2, 1] and tuple(waited) == PAUSES_SECONDS
     expected = [f"{shelf}/{step_name(3)} can't be read, trying again in {pause:g} s" for pause in PAUSES_SECONDS]
-    assert [record.message.split(": [Errno 5]")[0] for record in caplog.records] == expected
+    assert [record.message.split(": [Errno 5]")[0] for record in told.records] == expected
 
 
 def test_a_checkpoint_that_stays_unreadable_is_set_aside(
-    shelf: FolderShelf, pauses: list[float], caplog: pytest.LogCaptureFixture
+    shelf: FolderShelf, pauses: list[float], told: pytest.LogCaptureFixture
 ) -> None:
     """[F12] EIO at each try of the newest two, and the one before them can be read: they are set aside, which is said, and
     the run that goes on writes them again."""
@@ -76,9 +89,9 @@ def test_a_checkpoint_that_stays_unreadable_is_set_aside(
         break_disk(shelf, step)
     assert latest_valid(shelf) == 1
     assert published_steps(shelf) == [1] and tuple(pauses) == PAUSES_SECONDS * 2
-    told = [record.message for record in caplog.records if "going back to the one before" in record.message]
-    assert [message.split(" can't")[0] for message in told] == ["checkpoint of step 3", "checkpoint of step 2"]
-    assert all("Input/output error" in message for message in told)
+    messages = [record.message for record in told.records if "going back to the one before" in record.message]
+    assert [message.split(" can't")[0] for message in messages] == ["checkpoint of step 3", "checkpoint of step 2"]
+    assert all("Input/output error" in message for message in messages)
     publish(shelf, 2)
     assert latest_valid(shelf) == 2
 
