@@ -1,6 +1,8 @@
 """Every attention kernel has the same meaning: a query sees the keys of its own document up to itself, within the window."""
 
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -118,3 +120,22 @@ def test_memory_grows_with_the_tokens(tokens: int) -> None:
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         document_attention_cpu(q, k, v, layout, Scores(0.25))
     assert q.numel() < kept <= q.numel() + k.numel() + v.numel() + tokens * 4 * attention_cpu.KEPT_KEYS
+
+
+@torch.no_grad()
+def test_without_gradients_no_probabilities_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[B6] When a block's are made, those of at most the block before are there still."""
+    made: list[weakref.ref[torch.Tensor]] = []
+    weights = attention_cpu._weights
+
+    def watch(*args: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert sum(known() is not None for known in made) <= 1
+        found = weights(*args)
+        made.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(attention_cpu, "_weights", watch)
+    layout = DocumentLayout.from_document_ids(torch.zeros(1, 300, dtype=torch.int64))
+    q, k, v = (torch.randn(1, 300, heads, 8) for heads in (4, 2, 2))
+    document_attention_cpu(q, k, v, layout, Scores(0.25))
+    assert len(made) > 3
